@@ -1,0 +1,1 @@
+"""What Hutch knows: facility records, the catalogue of plans, and the instances with their history."""

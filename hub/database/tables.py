@@ -1,0 +1,331 @@
+"""The tables: what the facility says (records), what users may pick (catalogue), and what became of it (instances).
+
+Facility records are filled by the ETL and never deleted: what a source no longer names gets an `ended_at`, so that each decision
+can still be explained. All times are UTC and timezone-aware.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, String, Text, TypeDecorator, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class MemberOf(StrEnum):
+    """A person's part in an experiment."""
+
+    PRINCIPAL_INVESTIGATOR = "principal-investigator"
+    MEMBER = "member"
+    LOCAL_CONTACT = "local-contact"
+
+
+class FacilityRole(StrEnum):
+    ADMIN = "admin"
+    STAFF = "staff"
+    INSTRUMENT_SCIENTIST = "instrument-scientist"
+    INSTRUMENT_CONTROL = "instrument-control"
+    IT_SUPPORT = "it-support"
+    SCIENTIFIC_COMPUTING = "scientific-computing"
+    GUEST = "guest"
+
+
+class MemberRole(StrEnum):
+    """A person's part in an instance."""
+
+    OWNER = "owner"
+    DRIVER = "driver"
+    VIEWER = "viewer"
+    SUPPORT = "support"
+
+
+class IntentKind(StrEnum):
+    LAUNCH = "launch"
+    STOP = "stop"
+    DELETE = "delete"
+    RESTORE = "restore"
+
+
+class Outcome(StrEnum):
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Timezone-aware in and out, UTC in the database; SQLite keeps no zone of its own."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; use datetime.now(UTC)")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UTCDateTime, str: String(250), dict[str, Any]: JSON}  # noqa: RUF012
+
+
+class Record:
+    """What each facility record carries: where it came from, and when it ceased to be so (None = it holds)."""
+
+    source: Mapped[str] = mapped_column(default="")
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("etl_run.id"), default=None)
+    ended_at: Mapped[datetime | None] = mapped_column(default=None)
+
+
+class EtlRun(Base):
+    """One load of one source. counts: {table: {"added", "changed", "ended", "unchanged", "rejected"}}."""
+
+    __tablename__ = "etl_run"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    source: Mapped[str]
+    adapter: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    message: Mapped[str | None] = mapped_column(Text)
+
+
+# --- facility records
+
+
+class Affiliation(Record, Base):
+    __tablename__ = "affiliation"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    town: Mapped[str | None]
+    country: Mapped[str | None]
+
+
+class User(Record, Base):
+    """id is the user office's; login is the name at the sign-on and in JupyterHub."""
+
+    __tablename__ = "user"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    login: Mapped[str] = mapped_column(unique=True)
+    given_name: Mapped[str]
+    family_name: Mapped[str]
+    email: Mapped[str | None]
+    orcid: Mapped[str | None]
+    affiliation_id: Mapped[str | None] = mapped_column(ForeignKey("affiliation.id"))
+    # set by an admin, never by a run; None = the site's default, -1 = without limit
+    instance_quota: Mapped[int | None] = mapped_column(default=None)
+
+    affiliation: Mapped[Affiliation | None] = relationship()
+    roles: Mapped[list[UserRole]] = relationship(back_populates="user")
+
+    @property
+    def name(self) -> str:
+        return f"{self.given_name} {self.family_name}".strip()
+
+
+class Instrument(Record, Base):
+    __tablename__ = "instrument"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    description: Mapped[str | None] = mapped_column(Text)
+
+
+class Proposal(Record, Base):
+    __tablename__ = "proposal"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    title: Mapped[str] = mapped_column(Text)
+    summary: Mapped[str | None] = mapped_column(Text)
+    url: Mapped[str | None] = mapped_column(Text)
+
+
+class Experiment(Record, Base):
+    """One visit: a proposal, an instrument, dates. A missing date is an open end."""
+
+    __tablename__ = "experiment"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    proposal_id: Mapped[str] = mapped_column(ForeignKey("proposal.id"), index=True)
+    instrument_id: Mapped[str] = mapped_column(ForeignKey("instrument.id"), index=True)
+    title: Mapped[str | None] = mapped_column(Text)
+    starts_at: Mapped[datetime | None]
+    ends_at: Mapped[datetime | None]
+
+    proposal: Mapped[Proposal] = relationship()
+    instrument: Mapped[Instrument] = relationship()
+    members: Mapped[list[ExperimentMember]] = relationship(back_populates="experiment")
+
+
+class ExperimentMember(Record, Base):
+    __tablename__ = "experiment_member"
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiment.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
+    role: Mapped[str] = mapped_column(default=MemberOf.MEMBER)
+
+    experiment: Mapped[Experiment] = relationship(back_populates="members")
+    user: Mapped[User] = relationship()
+
+
+class InstrumentScientist(Record, Base):
+    __tablename__ = "instrument_scientist"
+    instrument_id: Mapped[str] = mapped_column(ForeignKey("instrument.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
+
+
+class UserRole(Record, Base):
+    """A facility role, until expires_at (None = without end)."""
+
+    __tablename__ = "user_role"
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
+    expires_at: Mapped[datetime | None]
+
+    user: Mapped[User] = relationship(back_populates="roles")
+
+
+# --- catalogue
+
+
+class Plan(Record, Base):
+    """A Glance image and a Nova flavor (each by name or id) under one name that users pick.
+
+    instruments and roles limit who may pick it; both empty = everybody.
+    """
+
+    __tablename__ = "plan"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    description: Mapped[str | None] = mapped_column(Text)
+    image: Mapped[str]
+    flavor: Mapped[str]
+    cores: Mapped[int]
+    memory_mb: Mapped[int]
+    position: Mapped[int] = mapped_column(default=100)
+    instruments: Mapped[list[str]] = mapped_column(JSON, default=list)
+    roles: Mapped[list[str]] = mapped_column(JSON, default=list)
+
+
+# --- instances
+
+
+class Instance(Base):
+    """One running environment: one named server of JupyterHub, one server in the cloud, which carries `id` in its metadata."""
+
+    __tablename__ = "instance"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=lambda: str(uuid4()))
+    owner_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
+    server_name: Mapped[str]
+    display_name: Mapped[str]
+    plan_id: Mapped[str] = mapped_column(ForeignKey("plan.id"))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    ends_at: Mapped[datetime | None]
+    # first time that its notebook answered: before that, its disk holds nothing of the user's
+    first_ready_at: Mapped[datetime | None]
+    # marked for deletion; the steward deletes the server at purge_at, and notes it in purged_at
+    deleted_at: Mapped[datetime | None]
+    purge_at: Mapped[datetime | None]
+    purged_at: Mapped[datetime | None]
+
+    owner: Mapped[User] = relationship()
+    plan: Mapped[Plan] = relationship()
+    members: Mapped[list[InstanceMember]] = relationship(back_populates="instance")
+    experiments: Mapped[list[Experiment]] = relationship(secondary="instance_experiment")
+    intents: Mapped[list[Intent]] = relationship(back_populates="instance", order_by="Intent.id")
+    events: Mapped[list[InstanceEvent]] = relationship(back_populates="instance", order_by="InstanceEvent.id")
+
+    __table_args__ = (
+        # a name is free again as soon as its instance is marked for deletion
+        Index(
+            "uq_instance_live_name",
+            "owner_id",
+            "server_name",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+    )
+
+
+class InstanceMember(Base):
+    __tablename__ = "instance_member"
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
+    role: Mapped[str]
+    since: Mapped[datetime] = mapped_column(default=now)
+    ended_at: Mapped[datetime | None]
+
+    instance: Mapped[Instance] = relationship(back_populates="members")
+    user: Mapped[User] = relationship()
+
+
+class InstanceExperiment(Base):
+    __tablename__ = "instance_experiment"
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiment.id"), primary_key=True, index=True)
+
+
+class Intent(Base):
+    """What somebody wants of an instance, written before anything is asked of the cloud. The newest one is in force.
+
+    outcome is None while it is being carried out; message is the plain sentence for people when it failed.
+    """
+
+    __tablename__ = "intent"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
+    kind: Mapped[str]
+    actor: Mapped[str]
+    reason: Mapped[str] = mapped_column(Text, default="")
+    asked_at: Mapped[datetime] = mapped_column(default=now)
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    stage: Mapped[str | None]
+    message: Mapped[str | None] = mapped_column(Text)
+    # the cloud's own words and the end of the console log, for those who may see them
+    detail: Mapped[str | None] = mapped_column(Text)
+
+    instance: Mapped[Instance] = relationship(back_populates="intents")
+
+
+class InstanceEvent(Base):
+    """The history of an instance; rows are only ever added."""
+
+    __tablename__ = "instance_event"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
+    intent_id: Mapped[int | None] = mapped_column(ForeignKey("intent.id"), index=True)
+    at: Mapped[datetime] = mapped_column(default=now)
+    kind: Mapped[str]
+    actor: Mapped[str] = mapped_column(default="")
+    seconds: Mapped[float | None]
+    message: Mapped[str] = mapped_column(Text, default="")
+
+    instance: Mapped[Instance] = relationship(back_populates="events")
+
+
+class Deployment(Base):
+    """One row: the id under which this Hutch marks its servers in the cloud, minted with the database."""
+
+    __tablename__ = "deployment"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=lambda: str(uuid4()))
+    minted_at: Mapped[datetime] = mapped_column(default=now)

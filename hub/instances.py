@@ -1,0 +1,169 @@
+"""What becomes of an instance: intents, history, and the state that people see. No rights are decided here.
+
+An intent is written before anything is asked of the cloud and concluded afterwards, so that whoever comes next (a hub that was
+killed half-way, the steward, an operator) can read what was wanted, by whom, and how far it got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from statistics import median
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from .database.tables import (
+    Instance,
+    InstanceEvent,
+    InstanceExperiment,
+    InstanceMember,
+    Intent,
+    IntentKind,
+    MemberRole,
+    Outcome,
+    now,
+)
+
+
+class State(StrEnum):
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    UNREACHABLE = "unreachable"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+
+def state_of(intent: Intent | None, *, deleted: bool = False, ready: bool = False, pending: str | None = None) -> State:
+    """The state people see: what JupyterHub says now (ready, pending), then what was last intended.
+
+    An instance that was launched and that JupyterHub no longer serves is unreachable, not gone: nobody asked it to stop.
+    """
+    if deleted:
+        return State.DELETED
+    if pending == "stop":
+        return State.STOPPING
+    if pending == "spawn":
+        return State.LAUNCHING
+    if ready:
+        return State.RUNNING
+    if intent is None or intent.kind in (IntentKind.STOP, IntentKind.RESTORE) or intent.outcome == Outcome.CANCELLED:
+        return State.STOPPED
+    if intent.outcome == Outcome.FAILED:
+        return State.FAILED
+    return State.UNREACHABLE
+
+
+def create(
+    session: Session,
+    *,
+    owner_id: str,
+    server_name: str,
+    display_name: str,
+    plan_id: str,
+    experiment_ids: Sequence[str],
+    lifetime: timedelta,
+) -> Instance:
+    instance = Instance(
+        owner_id=owner_id, server_name=server_name, display_name=display_name, plan_id=plan_id, ends_at=now() + lifetime
+    )
+    session.add(instance)
+    session.flush()
+    session.add(InstanceMember(instance_id=instance.id, user_id=owner_id, role=MemberRole.OWNER))
+    session.add_all(InstanceExperiment(instance_id=instance.id, experiment_id=name) for name in experiment_ids)
+    record_event(session, instance.id, "created", actor=owner_id, message=f"plan {plan_id}")
+    return instance
+
+
+def intend(session: Session, instance_id: str, kind: IntentKind, actor: str, reason: str = "") -> Intent:
+    """Writes down what is wanted; an older intent that is still open is overtaken by it."""
+    for older in session.scalars(select(Intent).where(Intent.instance_id == instance_id, Intent.outcome.is_(None))):
+        conclude(session, older, Outcome.CANCELLED, message=f"overtaken: {kind} by {actor}")
+    intent = Intent(instance_id=instance_id, kind=kind, actor=actor, reason=reason)
+    session.add(intent)
+    session.flush()
+    record_event(session, instance_id, f"{kind}-asked", intent_id=intent.id, actor=actor, message=reason)
+    return intent
+
+
+def conclude(
+    session: Session,
+    intent: Intent,
+    outcome: Outcome,
+    *,
+    stage: str | None = None,
+    message: str | None = None,
+    detail: str | None = None,
+) -> None:
+    intent.outcome, intent.ended_at, intent.stage, intent.message, intent.detail = outcome, now(), stage, message, detail
+    record_event(session, intent.instance_id, f"{intent.kind}-{outcome}", intent_id=intent.id, message=message or "")
+
+
+def record_event(
+    session: Session,
+    instance_id: str,
+    kind: str,
+    *,
+    intent_id: int | None = None,
+    actor: str = "",
+    seconds: float | None = None,
+    message: str = "",
+) -> None:
+    session.add(
+        InstanceEvent(instance_id=instance_id, intent_id=intent_id, kind=kind, actor=actor, seconds=seconds, message=message)
+    )
+
+
+def latest_intent(session: Session, instance_id: str) -> Intent | None:
+    return session.scalar(select(Intent).where(Intent.instance_id == instance_id).order_by(Intent.id.desc()).limit(1))
+
+
+def mark_deleted(session: Session, instance: Instance, actor: str, reason: str, grace: timedelta) -> None:
+    """Marks the instance; its server is deleted by the steward after the grace, in which the owner can restore it."""
+    if instance.deleted_at is not None:
+        return
+    intend(session, instance.id, IntentKind.DELETE, actor, reason)
+    instance.deleted_at = now()
+    instance.purge_at = instance.deleted_at + grace
+
+
+def restore(session: Session, instance: Instance, actor: str) -> None:
+    """Takes the mark back. Raises ValueError when it is too late or the name is taken again."""
+    if instance.purged_at is not None:
+        raise ValueError(f"{instance.display_name} was deleted for good on {instance.purged_at:%d %B %Y}.")
+    taken = session.scalar(
+        select(Instance.id).where(
+            Instance.owner_id == instance.owner_id, Instance.server_name == instance.server_name, Instance.deleted_at.is_(None)
+        )
+    )
+    if taken is not None:
+        raise ValueError(f"There is a newer instance with the name {instance.server_name}: delete or rename it first.")
+    instance.deleted_at = instance.purge_at = None
+    conclude(session, intend(session, instance.id, IntentKind.RESTORE, actor), Outcome.DONE)
+
+
+def due_for_purge(session: Session, at: datetime) -> list[Instance]:
+    """Marked instances whose grace is over and whose server still has to be deleted."""
+    query = select(Instance).where(Instance.purge_at <= at, Instance.purged_at.is_(None), Instance.deleted_at.is_not(None))
+    return list(session.scalars(query))
+
+
+def launch_seconds(session: Session, plan_id: str, last: int = 50) -> list[float]:
+    """How long the last launches of a plan took, newest first, in seconds."""
+    query = (
+        select(InstanceEvent.seconds)
+        .join(Instance, Instance.id == InstanceEvent.instance_id)
+        .where(Instance.plan_id == plan_id, InstanceEvent.kind == "ready", InstanceEvent.seconds.is_not(None))
+        .order_by(InstanceEvent.id.desc())
+        .limit(last)
+    )
+    return [seconds for seconds in session.scalars(query) if seconds is not None]
+
+
+def expected_seconds(session: Session, plan_id: str) -> float | None:
+    """The median of the last launches of a plan; None before its first."""
+    seconds = launch_seconds(session, plan_id)
+    return median(seconds) if seconds else None

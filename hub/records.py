@@ -1,0 +1,127 @@
+"""Loads what the rules need from the database; one place that knows which rows hold now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session, joinedload, selectinload
+
+from .access import Person, PlanOffer, Visit
+from .database.tables import (
+    Experiment,
+    ExperimentMember,
+    FacilityRole,
+    Instance,
+    InstrumentScientist,
+    Plan,
+    User,
+    UserRole,
+)
+
+
+def find_person(session: Session, login: str, now: datetime, default_quota: int) -> Person | None:
+    """The person who signs on as `login`, or None when the facility does not know them (any more)."""
+    user = session.scalar(select(User).where(User.login == login, User.ended_at.is_(None)))
+    if user is None:
+        return None
+    roles = session.scalars(
+        select(UserRole.role).where(
+            UserRole.user_id == user.id, UserRole.ended_at.is_(None), or_(UserRole.expires_at.is_(None), UserRole.expires_at > now)
+        )
+    ).all()
+    scientist_of = session.scalars(
+        select(InstrumentScientist.instrument_id).where(
+            InstrumentScientist.user_id == user.id, InstrumentScientist.ended_at.is_(None)
+        )
+    ).all()
+    quota = default_quota if user.instance_quota is None else user.instance_quota
+    return Person(user.id, user.login, user.name, frozenset(roles), frozenset(scientist_of), quota)
+
+
+def experiments_of(session: Session, user_id: str) -> list[Visit]:
+    """Every experiment that the person is a member of now, newest first."""
+    mine = select(ExperimentMember.experiment_id).where(ExperimentMember.user_id == user_id, ExperimentMember.ended_at.is_(None))
+    return _visits(session, Experiment.id.in_(mine))
+
+
+def experiments_named(session: Session, ids: Iterable[str]) -> list[Visit]:
+    return _visits(session, Experiment.id.in_(list(ids)))
+
+
+def _visits(session: Session, condition) -> list[Visit]:
+    query = (
+        select(Experiment)
+        .where(condition, Experiment.ended_at.is_(None))
+        .options(joinedload(Experiment.proposal), joinedload(Experiment.instrument), selectinload(Experiment.members))
+        .order_by(Experiment.starts_at.desc(), Experiment.id)
+    )
+    return [
+        Visit(
+            id=row.id,
+            proposal_id=row.proposal_id,
+            instrument_id=row.instrument_id,
+            title=row.title or row.proposal.title,
+            instrument=row.instrument.name,
+            starts_at=row.starts_at,
+            ends_at=row.ends_at,
+            roles={member.user_id: member.role for member in row.members if member.ended_at is None},
+        )
+        for row in session.scalars(query)
+    ]
+
+
+def plans_offered(session: Session) -> list[PlanOffer]:
+    rows = session.scalars(select(Plan).where(Plan.ended_at.is_(None)).order_by(Plan.position, Plan.name))
+    return [_offer(row) for row in rows]
+
+
+def find_plan(session: Session, plan_id: str) -> PlanOffer | None:
+    row = session.get(Plan, plan_id)
+    return _offer(row) if row is not None and row.ended_at is None else None
+
+
+def _offer(row: Plan) -> PlanOffer:
+    return PlanOffer(
+        id=row.id,
+        name=row.name,
+        description=row.description or "",
+        image=row.image,
+        flavor=row.flavor,
+        cores=row.cores,
+        memory_mb=row.memory_mb,
+        instruments=frozenset(row.instruments),
+        roles=frozenset(row.roles),
+    )
+
+
+def count_owned(session: Session, user_id: str) -> int:
+    """Instances that the person has, those not marked for deletion."""
+    return session.scalar(select(func.count()).where(Instance.owner_id == user_id, Instance.deleted_at.is_(None))) or 0
+
+
+def find_instance(session: Session, login: str, server_name: str) -> Instance | None:
+    """The live instance behind a named server of JupyterHub."""
+    return session.scalar(
+        select(Instance)
+        .join(Instance.owner)
+        .where(User.login == login, Instance.server_name == server_name, Instance.deleted_at.is_(None))
+        .options(joinedload(Instance.plan), selectinload(Instance.experiments))
+    )
+
+
+def groups_of(session: Session, person: Person) -> list[str]:
+    """The JupyterHub groups of a person: their proposals, their facility roles, the instruments they look after."""
+    proposals = session.scalars(
+        select(Experiment.proposal_id)
+        .join(ExperimentMember, ExperimentMember.experiment_id == Experiment.id)
+        .where(ExperimentMember.user_id == person.id, ExperimentMember.ended_at.is_(None), Experiment.ended_at.is_(None))
+        .distinct()
+    )
+    known = {str(role) for role in FacilityRole}
+    return sorted(
+        [f"proposal-{name}" for name in proposals]
+        + [f"role-{name}" for name in person.roles if name in known]
+        + [f"instrument-{name}" for name in person.scientist_of]
+    )
