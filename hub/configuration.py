@@ -1,0 +1,175 @@
+"""Hutch's own settings: a section of jupyterhub_config.py, read by every process through `load`."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from difflib import get_close_matches
+from math import isfinite
+from pathlib import Path
+
+from traitlets import Float, Int, TraitError, Unicode, default, validate
+from traitlets.config import Config, Configurable
+from traitlets.config.loader import PyFileConfigLoader
+
+from .errors import HutchError
+
+# so that a process started by another one reads the same file
+CONFIG_VARIABLE = "HUTCH_CONFIG"
+
+
+class ConfigurationError(HutchError):
+    """jupyterhub_config.py is missing, does not run, or sets what Hutch does not know."""
+
+
+class Hutch(Configurable):
+    """The settings of one deployment."""
+
+    facility_name = Unicode(
+        "Example Facility",
+        help="""
+        Name the facility, as users read it in titles and mails.
+
+        Default: "Example Facility".
+        """,
+    ).tag(config=True)
+
+    contact = Unicode(
+        "",
+        help="""
+        Say whom users should ask when something fails: an address or a short phrase.
+
+        Default: empty, and messages then name nobody. Example::
+
+            c.Hutch.contact = "scientific-computing@facility.example"
+        """,
+    ).tag(config=True)
+
+    state_dir = Unicode(
+        ".hutch",
+        help="""
+        Keep what Hutch writes (database, keys, logs) in this folder, made when it is first needed.
+
+        Default: `.hutch`. A relative path counts from the folder of jupyterhub_config.py.
+        """,
+    ).tag(config=True)
+
+    database_url = Unicode(
+        help="""
+        Store Hutch's records in this database, an SQLAlchemy URL.
+
+        Default: SQLite, in `hutch.sqlite` in the state_dir. PostgreSQL takes its password from a file (`~/.pgpass`)
+        rather than from this URL, and needs the package `psycopg`. Example::
+
+            c.Hutch.database_url = "postgresql://hutch@db.facility.example/hutch"
+        """,
+    ).tag(config=True)
+
+    portal_port = Int(
+        9580,
+        min=1,
+        max=65535,
+        help="""
+        Let the portal listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it.
+
+        Default: 9580.
+        """,
+    ).tag(config=True)
+
+    default_quota = Int(
+        2,
+        min=-1,
+        help="""
+        Allow each user this many instances at a time, unless an admin set another number for them.
+
+        Default: 2. -1 means without limit, 0 none at all.
+        """,
+    ).tag(config=True)
+
+    lifetime_days = Float(
+        14,
+        min=0,
+        help="""
+        Let an instance live this many days from its creation.
+
+        Default: 14. 0 means that instances have no end.
+        """,
+    ).tag(config=True)
+
+    delete_grace_days = Float(
+        7,
+        min=0,
+        help="""
+        Keep a deleted instance this many days before its server and disk go, so that its owner can restore it.
+
+        Default: 7. 0 means that the steward removes it at its next pass.
+        """,
+    ).tag(config=True)
+
+    steward_interval_seconds = Float(
+        10,
+        min=0.1,
+        help="""
+        Let this many seconds pass between two passes of the steward.
+
+        Default: 10. Longer means fewer calls to the cloud, and later deletions and warnings.
+        """,
+    ).tag(config=True)
+
+    @default("database_url")
+    def _database_url(self) -> str:
+        return f"sqlite:///{Path(self.state_dir).absolute() / 'hutch.sqlite'}"
+
+    @validate("lifetime_days", "delete_grace_days", "steward_interval_seconds")
+    def _finite(self, proposal: dict) -> float:
+        if not isfinite(proposal["value"]):
+            raise TraitError(f"{proposal['trait'].name} must be a finite number, not {proposal['value']}")
+        return proposal["value"]
+
+
+def config_path(path: str | Path | None = None) -> Path:
+    """The file to read: the one given, else the one $HUTCH_CONFIG names, else jupyterhub_config.py in this folder."""
+    return Path(path or os.environ.get(CONFIG_VARIABLE) or "jupyterhub_config.py").expanduser().absolute()
+
+
+def load(path: str | Path | None = None) -> Hutch:
+    """Read Hutch's settings; a relative state_dir becomes absolute, counted from the file's folder."""
+    file = config_path(path)
+    section = _section(_run(file), file)
+    try:
+        hutch = Hutch(config=Config(Hutch=section))
+    except TraitError as error:
+        raise ConfigurationError(f"{file}: {_one_line(error)}") from error
+    hutch.state_dir = str(file.parent / Path(hutch.state_dir).expanduser())
+    return hutch
+
+
+def _run(file: Path) -> Config:
+    if not file.is_file():
+        raise ConfigurationError(f"{file}: no such file; name the deployment's jupyterhub_config.py, or set ${CONFIG_VARIABLE}")
+    try:
+        return PyFileConfigLoader(file.name, path=str(file.parent)).load_config()
+    except SyntaxError as error:
+        where = f"{error.filename or file}:{error.lineno}" if error.lineno else f"{error.filename or file}"
+        raise ConfigurationError(f"{where}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        where = f"{file}:{lines[-1]}" if lines else str(file)
+        raise ConfigurationError(f"{where}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _section(config: Config, file: Path) -> Config:
+    section = config.get("Hutch", Config())
+    if not isinstance(section, Config):
+        raise ConfigurationError(f"{file}: c.Hutch holds settings (c.Hutch.contact = ...), it cannot itself be set to {section!r}")
+    known = Hutch.class_trait_names(config=True)
+    for name in section:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            advice = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+            raise ConfigurationError(f"{file}: Hutch has no setting {name!r}; {advice}")
+    return section
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

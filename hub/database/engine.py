@@ -1,0 +1,228 @@
+"""Opens the database, and brings it to the revision that this Hutch needs.
+
+SQLite behaves here much as PostgreSQL does by itself: a read holds no lock, a transaction locks with its first write, and
+writers wait for each other. Whoever must read, decide and write without anybody in between calls `take_turn` first.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from ..errors import HutchError
+from .tables import Base, Deployment
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
+
+BUSY_TIMEOUT_SECONDS = 10
+# of our own, because JupyterHub's tables (which have an alembic_version) may live in the same PostgreSQL database
+VERSION_TABLE = "hutch_revision"
+# any number will do as long as nothing else in the database locks it: "hutch" in ASCII
+ADVISORY_LOCK = 0x6875746368
+
+
+class DatabaseError(HutchError):
+    """The database cannot be opened, is at another revision, or stays locked."""
+
+
+# --- opening
+
+
+def open_database(url: str) -> Engine:
+    """An engine for threads. Nothing is connected yet, but the folder of a SQLite file exists when this returns."""
+    try:
+        parsed = make_url(url)
+        engine = create_engine(parsed, **_options(parsed))
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise DatabaseError(f"database_url {_shown(url)!r} is not a database URL; write sqlite:////folder/file.sqlite") from error
+    except ModuleNotFoundError as error:
+        raise DatabaseError(f"database_url needs the Python package {error.name!r}, which is not installed") from error
+    event.listen(engine, "handle_error", _explain)
+    if parsed.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        if not _in_memory(parsed):
+            _make_folder(parsed)
+    return engine
+
+
+def sessions(engine: Engine) -> sessionmaker[Session]:
+    """Objects stay readable after the commit, so that they can be handed out of a session."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def take_turn(work: Connection | Session) -> None:
+    """Be the only writer until this transaction ends; call it before the first statement.
+
+    For reading, deciding and writing as one step: a quota, a name, a load. Others wait, and may read meanwhile.
+    """
+    connection = work.connection() if isinstance(work, Session) else work
+    if connection.dialect.name == "sqlite":
+        connection.execute(text("BEGIN IMMEDIATE"))
+    elif connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
+
+
+def _options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() != "sqlite":
+        return {"pool_pre_ping": True}
+    # IMMEDIATE: the first write waits its turn; by default SQLite lets it begin as a reader and fails it without waiting
+    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": "IMMEDIATE"}}
+    if _in_memory(url):
+        options["poolclass"] = StaticPool
+        options["connect_args"]["check_same_thread"] = False
+    return options
+
+
+def _in_memory(url: URL) -> bool:
+    return url.database in (None, "", ":memory:")
+
+
+def _make_folder(url: URL) -> None:
+    folder = Path(url.database or "").absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(f"cannot make the folder {folder} for the database: {error.strerror}") from error
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+    # WAL is kept in the file; asking for it again would need a lock
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+_SQLITE_TROUBLE = {
+    "database is locked": f"stayed locked by another writer for {BUSY_TIMEOUT_SECONDS} seconds; try again later",
+    "unable to open database file": "cannot be opened; check that the folder exists and that this account may write there",
+    "attempt to write a readonly database": "cannot be written by this account; check the owner of the file and its folder",
+    "file is not a database": "is not a SQLite database; check database_url",
+    "database disk image is malformed": "is damaged; restore it from a backup",
+    "database or disk is full": "cannot grow, because the disk is full",
+}
+
+
+def _explain(context: ExceptionContext) -> None:
+    """Say in a plain sentence what is wrong with the database itself; errors in statements stay what they are."""
+    name = context.engine.url.render_as_string(hide_password=True) if context.engine else "the database"
+    words = str(context.original_exception)
+    for symptom, meaning in _SQLITE_TROUBLE.items():
+        if words.startswith(symptom):
+            raise DatabaseError(f"{name} {meaning}") from context.original_exception
+    if context.connection is None and isinstance(context.sqlalchemy_exception, DBAPIError):
+        raise DatabaseError(f"cannot reach {name}: {' '.join(words.split())}") from context.original_exception
+
+
+def _shown(url: str) -> str:
+    """Never the password, even of a URL that does not parse."""
+    return url.split("@")[-1]
+
+
+# --- revisions
+
+
+def current_revision(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        return _revision(connection)
+
+
+def needed_revision() -> str:
+    head = ScriptDirectory.from_config(_alembic()).get_current_head()
+    assert head is not None
+    return head
+
+
+def check_current(engine: Engine) -> None:
+    """Raise unless the database is at the revision that this Hutch was written for."""
+    found, needed = current_revision(engine), needed_revision()
+    if found != needed:
+        raise DatabaseError(
+            f"the database is at revision {found or 'none (it is empty)'}, this Hutch needs {needed}: run `hutch db upgrade`"
+        )
+
+
+def upgrade(engine: Engine) -> tuple[str | None, str]:
+    """Bring the database to the newest revision, in one transaction; says from and to which. Others that try meanwhile wait."""
+    with engine.connect() as connection:
+        sqlite = engine.dialect.name == "sqlite"
+        if sqlite:
+            # ref: https://www.sqlite.org/lang_altertable.html#otheralter : a table that is remade must not take its children along
+            _pragma(connection, "foreign_keys = OFF")
+        try:
+            return _migrate(connection)
+        finally:
+            connection.rollback()
+            if sqlite:
+                _pragma(connection, "foreign_keys = ON")
+
+
+def _migrate(connection: Connection) -> tuple[str | None, str]:
+    needed = needed_revision()
+    take_turn(connection)
+    before = _revision(connection)
+    if before == needed:
+        return before, needed
+    if before is None and set(inspect(connection).get_table_names()) & set(Base.metadata.tables):
+        raise DatabaseError("the database has tables of these names that `hutch db upgrade` did not make; use an empty database")
+    try:
+        command.upgrade(_alembic(connection), "head")
+    except CommandError as error:
+        raise DatabaseError(
+            f"the database is at revision {before}, which this Hutch ({needed}) does not know; is it newer?"
+        ) from error
+    _check_references(connection)
+    connection.commit()
+    return before, needed
+
+
+def _check_references(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
+        raise DatabaseError("the upgrade would leave records that refer to nothing; nothing was changed")
+
+
+def _pragma(connection: Connection, words: str) -> None:
+    # on the driver's own connection, because SQLite ignores this one inside a transaction
+    assert connection.connection.dbapi_connection is not None
+    connection.connection.dbapi_connection.execute(f"PRAGMA {words}")
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+def _alembic(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    config.attributes["version_table"] = VERSION_TABLE
+    return config
+
+
+# --- the deployment
+
+
+def deployment_id(engine: Engine) -> str:
+    """The id under which this database's servers are known in the cloud; minted by whoever asks first."""
+    known = select(Deployment.id)
+    with engine.connect() as connection:
+        if found := connection.scalar(known):
+            return found
+    with engine.begin() as connection:
+        take_turn(connection)
+        if found := connection.scalar(known):
+            return found
+        return connection.execute(insert(Deployment).returning(Deployment.id)).scalar_one()
