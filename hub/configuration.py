@@ -160,8 +160,6 @@ def _run(file: Path) -> Config:
 
 def _section(config: Config, file: Path) -> Config:
     section = config.get("Hutch", Config())
-    if not isinstance(section, Config):
-        raise ConfigurationError(f"{file}: c.Hutch holds settings (c.Hutch.contact = ...), it cannot itself be set to {section!r}")
     known = Hutch.class_trait_names(config=True)
     for name in section:
         if name not in known:

@@ -1,0 +1,33 @@
+"""`hutch db`: the database's revision."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Look after Hutch's database.", no_args_is_help=True)
+
+
+@app.command()
+def upgrade() -> None:
+    """Make the database, or bring it to the revision that this Hutch needs."""
+    from hub.configuration import load
+
+    from . import engine
+
+    before, after = engine.upgrade(engine.open_database(load().database_url))
+    Console().print(
+        f"the database was already at revision {after}" if before == after else f"the database is now at revision {after}"
+    )
+
+
+@app.command()
+def current() -> None:
+    """Say at which revision the database is; fails if this Hutch needs another one."""
+    from hub.configuration import load
+
+    from . import engine
+
+    database = engine.open_database(load().database_url)
+    engine.check_current(database)
+    Console().print(f"{engine.current_revision(database)} (the one this Hutch needs)")
