@@ -1,0 +1,205 @@
+"""Processes that have imported JupyterLab, and the Python kernel, ahead: a notebook forked from one answers at once.
+
+The nursery is a plain program with one thread, apart from the agent, because a process with threads or an event loop must not
+fork. It imports the kernel, forks a copy of itself that will bear kernels, and then imports JupyterLab, so that kernels do not
+carry along what only JupyterLab needs. What it bears belongs to the agent: a nursery that dies takes nobody along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import wire
+
+KERNEL_MODULES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "IPython.core.completerlib")
+NOTEBOOK_MODULES = (
+    "jupyterhub.singleuser",
+    "jupyterlab.labapp",
+    "jupyter_server_terminals.app",
+    "jupyter_lsp.serverextension",
+    "notebook_shim.nbserver",
+)
+"""Imported ahead where the image has them."""
+
+READ_THE_ENVIRONMENT = ("jupyterhub.services.auth", "jupyterhub.singleuser")
+"""Modules whose classes take defaults from the environment while they are imported: the notebook imports these anew."""
+
+FIXED_AT_START = ("PYTHON", "LD_", "MALLOC_", "SSLKEYLOGFILE", "JUPYTER_", "JUPYTERLAB_", "JUPYTERHUB_METRICS", "JUPYTERHUB_XSRF")
+"""Beginnings of the names of variables that only a freshly started interpreter honours."""
+
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+LOWEST_PERSONAL_UID = 1000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(arguments: list[str]) -> NoReturn:
+    agent, notebooks, kernels = map(int, arguments)
+    die_with(agent)
+    # an agent ignores it, and we would inherit that
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    name_process("hutch-nursery")
+    notebook_requests, kernel_requests = socket.socket(fileno=notebooks), socket.socket(fileno=kernels)
+    gc.disable()
+    import_ahead(KERNEL_MODULES)
+    us = os.getpid()
+    if os.fork() == 0:
+        die_with(us)
+        notebook_requests.close()
+        serve(kernel_requests, agent)
+    kernel_requests.close()
+    import_ahead(NOTEBOOK_MODULES)
+    serve(notebook_requests, agent)
+
+
+def import_ahead(names: tuple[str, ...]) -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for name in [name for name in sys.modules if name.startswith(READ_THE_ENVIRONMENT)]:
+        del sys.modules[name]
+
+
+def serve(requests: socket.socket, agent: int) -> NoReturn:
+    """Answer the agent until it goes away."""
+    # loaded here and not in the child, which shall not depend on files that change under it
+    from . import kernels, notebook
+
+    # what is here now stays shared with the children: the collector must not write to it
+    gc.collect()
+    gc.freeze()
+    bear: dict[str, Callable[[wire.Message, list[int]], NoReturn]] = {"notebook": notebook.begin, "kernels": kernels.begin}
+    while True:
+        try:
+            message, descriptors = wire.receive(requests)
+        except wire.Closed:
+            os._exit(0)
+        what = message.pop("do")
+        if what == "account":
+            wire.send(requests, settle_account(**message))
+        elif what == "ping":
+            wire.send(requests, {"pid": os.getpid()})
+        else:
+            fork_for_agent(requests, agent, partial(bear[what], message, descriptors))
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def fork_for_agent(requests: socket.socket, agent: int, live: Callable[[], NoReturn]) -> None:
+    """Fork twice, so that the agent, which adopts orphans, becomes the parent; it is sent the child's pidfd."""
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    try:
+        us = os.getpid()
+        child = os.fork()
+        if child:
+            wire.send(requests, {"pid": child}, [os.pidfd_open(child)])
+            os._exit(0)
+        requests.close()
+        while os.getppid() == us:
+            time.sleep(0.0005)
+        if os.getppid() != agent:
+            os._exit(1)
+        live()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def settle(account: str | None, home: str, environment: dict[str, str], parent: int, log: int | None = None) -> None:
+    """Become what a login would have made of this process: own session, streams, account, environment, folder."""
+    os.setsid()
+    gc.enable()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    for stream in (1, 2):
+        os.dup2(nothing if log is None else log, stream)
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if account:
+        record = pwd.getpwnam(account)
+        os.initgroups(account, record.pw_gid)
+        os.setgid(record.pw_gid)
+        os.setuid(record.pw_uid)
+    # after the change of account, which would clear it
+    die_with(parent)
+    os.umask(0o022)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(home)
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+
+
+def settle_account(create: bool, owner: str, home: str) -> dict[str, Any]:
+    """See that the owner has an account and a home; tells which account a notebook takes on, None for our own."""
+    folder = Path(home)
+    try:
+        if not create:
+            folder.mkdir(parents=True, exist_ok=True)
+            return {"account": None}
+        try:
+            record = pwd.getpwnam(owner)
+        except KeyError:
+            command = ["useradd", "--home-dir", home, "--create-home", "--shell", "/bin/bash", "--user-group", "--", owner]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            record = pwd.getpwnam(owner)
+        if record.pw_uid < LOWEST_PERSONAL_UID:
+            return {"error": f"{owner} is an account of the system itself and cannot own an instance."}
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.chown(folder, record.pw_uid, record.pw_gid)
+    except subprocess.CalledProcessError as error:
+        return {"error": f"The account {owner} could not be made: {error.stderr.strip()}"}
+    except OSError as error:
+        return {"error": f"The home folder {home} could not be made: {error.strerror}"}
+    return {"account": owner}
+
+
+def needs_fresh_interpreter(environment: Mapping[str, str], ours: Mapping[str, str]) -> bool:
+    """Whether a variable differs that an interpreter, or a class being imported, has read before we could set it."""
+    names = {name for name in {*environment, *ours} if name.startswith(FIXED_AT_START)}
+    return any(environment.get(name) != ours.get(name) for name in names)
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends, however that happens."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends."""
+    if _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "this system does not let a process adopt orphans")
+
+
+def name_process(name: str) -> None:
+    _libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,348 @@
+"""One instance, one owner, one notebook: launched, kept, restarted and stopped.
+
+The owner is written down and never changes. The notebook's environment, which holds its token, lives in memory only: after a boot
+the hub sends a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from . import wire
+from .nurse import Nurse, base_environment
+
+log = logging.getLogger("hutch.agent")
+
+STARTING_LIMIT_SECONDS = 120.0
+STOPPING_LIMIT_SECONDS = 5.0
+ANSWER_LIMIT_SECONDS = 2.0
+HEALTHY_AFTER_SECONDS = 60.0
+LONGEST_PAUSE_SECONDS = 60.0
+LOG_BYTES = 1024 * 1024
+LOG_TAIL_BYTES = 2000
+ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,63}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+SAME_SERVER = ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_CLIENT_ID")
+"""A running notebook is kept only if none of these changed."""
+
+
+class OtherOwnerError(Exception):
+    """The instance belongs to somebody else."""
+
+
+class LaunchError(Exception):
+    """A stage failed; the sentence is for the owner, the detail for whoever looks after the image."""
+
+    def __init__(self, sentence: str, detail: str = "") -> None:
+        super().__init__(sentence)
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the hub asks for: whose notebook, with which environment and arguments."""
+
+    launch: str
+    owner: str
+    env: dict[str, str] = field(repr=False)
+    args: list[str]
+    port: int
+
+    @classmethod
+    def parse(cls, body: Any) -> Order:
+        """Raises ValueError with a plain sentence."""
+        if not isinstance(body, dict):
+            raise ValueError("The body must be a JSON object.")
+        launch, owner, env, args, port = (body.get(key) for key in ("launch", "owner", "env", "args", "port"))
+        if not (isinstance(launch, str) and 0 < len(launch) <= 200):
+            raise ValueError("'launch' must be a text of 1 to 200 characters.")
+        if not (isinstance(owner, str) and ACCOUNT.fullmatch(owner)):
+            raise ValueError("'owner' must be an account name.")
+        if not (isinstance(env, dict) and all(VARIABLE.fullmatch(name) and _is_text(value) for name, value in env.items())):
+            raise ValueError("'env' must map names of environment variables to texts.")
+        if not env.get("JUPYTERHUB_API_TOKEN"):
+            raise ValueError("'env' must hold JUPYTERHUB_API_TOKEN.")
+        if not (isinstance(args, list) and all(_is_text(argument) for argument in args)):
+            raise ValueError("'args' must be a list of texts.")
+        if not (type(port) is int and 0 < port < 65536):
+            raise ValueError("'port' must be a number from 1 to 65535.")
+        if len(json.dumps([env, args])) > wire.MAX_PACKET // 2:
+            raise ValueError("'env' and 'args' together must stay below 96 KiB.")
+        return cls(launch, owner, env, args, port)
+
+
+class Launch:
+    """The stages of one launch, as they happen; whoever comes late hears them from the beginning."""
+
+    def __init__(self, identifier: str) -> None:
+        self.identifier = identifier
+        self.finished = False
+        self._events: list[dict[str, Any]] = []
+        self._news = asyncio.Condition()
+        self._begun = time.monotonic()
+
+    async def tell(self, stage: str, state: str, message: str, *, since: float | None = None, **more: Any) -> None:
+        seconds = round(time.monotonic() - (self._begun if since is None else since), 3)
+        async with self._news:
+            self._events.append({"stage": stage, "state": state, "seconds": seconds, "message": message, **more})
+            self.finished = stage == "ready" or state == "failed"
+            self._news.notify_all()
+
+    @contextlib.asynccontextmanager
+    async def stage(self, name: str, beginning: str, end: str) -> AsyncIterator[None]:
+        since = time.monotonic()
+        await self.tell(name, "started", beginning, since=since)
+        try:
+            yield
+        except LaunchError as error:
+            await self.tell(name, "failed", str(error), since=since, detail=error.detail)
+            raise
+        except Exception as error:
+            log.exception("Stage %s of launch %s failed", name, self.identifier)
+            await self.tell(name, "failed", "The agent met an error of its own.", since=since, detail=repr(error))
+            raise LaunchError("The agent met an error of its own.") from error
+        await self.tell(name, "done", end, since=since)
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        told = 0
+        while not (self.finished and told == len(self._events)):
+            async with self._news:
+                while told == len(self._events):
+                    await self._news.wait()
+            for event in self._events[told:]:
+                told += 1
+                yield event
+
+
+class Session:
+    """The owner's notebook and everything that happens to it."""
+
+    def __init__(self, nurse: Nurse, state: Path, home: Path, address: str, create_account: bool) -> None:
+        self.state = "none"
+        self.restarts = 0
+        self._nurse = nurse
+        self._owner_file = state / "owner.json"
+        self._log_path = state / "notebook.log"
+        self._home = home
+        self._address = address
+        self._create_account = create_account
+        self._order: Order | None = None
+        self._environment: dict[str, str] = {}
+        self._account: str | None = None
+        self._launch: Launch | None = None
+        self._turn = asyncio.Lock()
+        self._line: wire.Channel | None = None
+        self._pid: int | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.owner: str | None = json.loads(self._owner_file.read_text())["owner"] if self._owner_file.exists() else None
+
+    def accept(self, order: Order) -> Launch:
+        """Begin a launch, or join the one that has this identifier; it goes on whether or not anybody listens."""
+        if self.owner not in (None, order.owner):
+            raise OtherOwnerError
+        self._claim(order.owner)
+        if self._launch and self._launch.identifier == order.launch:
+            return self._launch
+        launch = self._launch = Launch(order.launch)
+        task = asyncio.create_task(self._run(launch, order))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return launch
+
+    async def end(self) -> None:
+        """Stop the notebook and forget its environment; the instance keeps its owner."""
+        async with self._turn:
+            await self._stop()
+            self._order, self._environment, self._launch = None, {}, None
+
+    async def report(self) -> dict[str, Any]:
+        """What the notebook says of its kernels; nothing of it if it is too busy to answer."""
+        if self._line and self.state == "running":
+            with contextlib.suppress(wire.Closed, TimeoutError):
+                return await self._ask_notebook({"do": "report"})
+        return {}
+
+    def trim_log(self) -> None:
+        """Keep one older log, and neither larger than its limit; the notebook goes on writing to the same file."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._log_path.stat().st_size > LOG_BYTES:
+                shutil.copyfile(self._log_path, self._log_path.with_suffix(".log.1"))
+                os.truncate(self._log_path, 0)
+
+    def _claim(self, owner: str) -> None:
+        if self.owner is None:
+            partial = self._owner_file.with_suffix(".partial")
+            partial.write_text(json.dumps({"owner": owner}))
+            partial.replace(self._owner_file)
+            self.owner = owner
+
+    async def _run(self, launch: Launch, order: Order) -> None:
+        async with self._turn:
+            try:
+                kept = await self._keep(launch, order) or await self._begin(launch, order)
+            except LaunchError as error:
+                log.warning("Launch %s failed: %s", launch.identifier, error)
+                await self._stop()
+                self.state = "dead"
+            else:
+                message = "Your notebook was still running and is yours again." if kept else "Your notebook answers."
+                await launch.tell("ready", "done", message, kept=kept)
+
+    async def _keep(self, launch: Launch, order: Order) -> bool:
+        """Give the running notebook its new token, if it is the one that is asked for."""
+        environment = self._environment_of(order)
+        same = all(self._environment.get(name) == environment.get(name) for name in SAME_SERVER)
+        if self.state != "running" or not same:
+            return False
+        try:
+            answer = await self._ask_notebook({"do": "rekey", "environment": environment})
+        except (wire.Closed, TimeoutError):
+            return False
+        if not answer["done"]:
+            return False
+        self._order, self._environment = order, environment
+        await launch.tell("notebook", "done", "The running notebook has its new token.")
+        return True
+
+    async def _begin(self, launch: Launch, order: Order) -> bool:
+        await self._stop()
+        self.state, self._order = "starting", order
+        async with launch.stage("account", "Preparing your account and home folder.", "Your account and home folder are ready."):
+            answer = await self._nurse.settle_account(self._create_account, order.owner, self._home)
+            if "error" in answer:
+                raise LaunchError(answer["error"])
+            self._account = answer["account"]
+            self._environment = self._environment_of(order)
+        async with launch.stage("environment", "Preparing the environment of your notebook.", "The environment is ready."):
+            pidfd = await self._bear()
+        try:
+            async with launch.stage("notebook", "Starting JupyterLab.", "JupyterLab answers."):
+                await self._until_answers(pidfd)
+        except BaseException:
+            os.close(pidfd)
+            raise
+        self.state = "running"
+        self._keeper = asyncio.create_task(self._restart_whenever_it_ends(pidfd))
+        return False
+
+    async def _bear(self) -> int:
+        assert self._order is not None
+        self.trim_log()
+        request = {
+            "account": self._account,
+            "home": str(self._home),
+            "environment": self._environment,
+            "arguments": self._order.args,
+        }
+        self._pid, pidfd, self._line = await self._nurse.bear(request, self._log_path)
+        return pidfd
+
+    async def _until_answers(self, pidfd: int) -> None:
+        """Wait for the first answer of the notebook's own API, as the hub itself will do."""
+        prefix = self._environment.get("JUPYTERHUB_SERVICE_PREFIX", "/")
+        assert self._order is not None
+        url = f"http://{self._address}:{self._order.port}{prefix}api"
+        ended = asyncio.create_task(wire.until_readable(pidfd))
+        limit = time.monotonic() + STARTING_LIMIT_SECONDS
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as client:
+                while time.monotonic() < limit:
+                    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                        async with client.get(url, allow_redirects=False) as response:
+                            if response.status < 500:
+                                return
+                    if (await asyncio.wait({ended}, timeout=0.02))[0]:
+                        raise LaunchError("JupyterLab ended while it was starting.", self._log_tail())
+            raise LaunchError(f"JupyterLab did not answer within {STARTING_LIMIT_SECONDS:.0f} seconds.", self._log_tail())
+        finally:
+            ended.cancel()
+
+    async def _restart_whenever_it_ends(self, pidfd: int) -> None:
+        pause = 1.0
+        while True:
+            born = time.monotonic()
+            try:
+                await wire.until_readable(pidfd)
+            finally:
+                os.close(pidfd)
+            self.state = "dead"
+            self._drop_line()
+            pause = 1.0 if time.monotonic() - born > HEALTHY_AFTER_SECONDS else min(2 * pause, LONGEST_PAUSE_SECONDS)
+            self.restarts += 1
+            log.warning("The notebook ended; restart %d in %.0f s", self.restarts, pause / 2)
+            await asyncio.sleep(pause / 2)
+            pidfd = await self._bear()
+            self.state = "starting"
+            try:
+                await self._until_answers(pidfd)
+            except LaunchError as error:
+                log.warning("%s", error)
+                self._kill(signal.SIGKILL)
+            else:
+                self.state = "running"
+
+    async def _stop(self) -> None:
+        if self._keeper:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        if self._pid is not None and self._kill(signal.SIGTERM):
+            pidfd = os.pidfd_open(self._pid)
+            try:
+                await asyncio.wait_for(wire.until_readable(pidfd), STOPPING_LIMIT_SECONDS)
+            except TimeoutError:
+                self._kill(signal.SIGKILL)
+                await wire.until_readable(pidfd)
+            finally:
+                os.close(pidfd)
+        self._drop_line()
+        self._pid = None
+        self.state = "none"
+
+    def _kill(self, number: int) -> bool:
+        try:
+            os.kill(self._pid or 0, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _drop_line(self) -> None:
+        if self._line:
+            self._line.close()
+            self._line = None
+
+    async def _ask_notebook(self, message: wire.Message) -> wire.Message:
+        assert self._line is not None
+        answer, _ = await asyncio.wait_for(self._line.ask(message), ANSWER_LIMIT_SECONDS)
+        return answer
+
+    def _environment_of(self, order: Order) -> dict[str, str]:
+        user = self._account or getpass.getuser()
+        prefix = order.env.get("JUPYTERHUB_SERVICE_PREFIX", "/")
+        listens = {"JUPYTERHUB_SERVICE_URL": f"http://{self._address}:{order.port}{prefix}"}
+        return {**base_environment(self._home), "USER": user, "LOGNAME": user, **listens, **order.env}
+
+    def _log_tail(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        return ""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value

@@ -1,0 +1,151 @@
+"""The hub's side of the agent: one mutually authenticated request that launches, and a few that ask.
+
+The agent is known by the fingerprint it printed on its serial console. A connection whose certificate has another one is closed
+before a byte of the request is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+PORT = 8765
+FINGERPRINT_LINE = re.compile(r"HUTCH-AGENT fingerprint sha256:([0-9a-f]{64})(?![0-9a-f])")
+ESCAPE_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
+
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
+LAUNCH_SECONDS = 180.0
+"""The longest silence in a launch; an image that is read from a slow disk for the first time needs most of it."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.25
+
+
+class AgentError(Exception):
+    """The agent did not do what was asked; the text is a plain sentence."""
+
+
+class AgentUnreachable(AgentError):
+    """Nobody answered, or the connection broke."""
+
+
+class AgentMismatch(AgentError):
+    """Somebody with another fingerprint answered; nothing was sent."""
+
+
+class AgentRefused(AgentError):
+    """The agent understood and will not, now or later."""
+
+
+class AgentFailed(AgentError):
+    """A stage of the launch failed in the instance."""
+
+    def __init__(self, sentence: str, stage: str, detail: str) -> None:
+        super().__init__(sentence)
+        self.stage = stage
+        self.detail = detail
+
+
+def fingerprint_from_console(text: str) -> str | None:
+    """The fingerprint printed last: at each boot the agent prints it again, and other programs write in between."""
+    found = FINGERPRINT_LINE.findall(ESCAPE_CODES.sub("", text))
+    return found[-1] if found else None
+
+
+class AgentClient:
+    """Talks to every agent of a deployment with the hub's one certificate.
+
+    ``context`` is asked for at each connection, so that a renewed certificate is used without a restart.
+    """
+
+    def __init__(self, context: Callable[[], ssl.SSLContext], port: int = PORT) -> None:
+        self._context = context
+        self._port = port
+
+    async def push(self, address: str, fingerprint: str, session: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Launch, and pass on each stage as it happens; the last one is ``ready``, or AgentFailed is raised.
+
+        The launch goes on when the connection breaks: pushing the same one again joins it.
+        """
+        event: dict[str, Any] = {}
+        async with self._request("POST", "session", address, fingerprint, _LAUNCH, json=session) as response:
+            async for line in response.content:
+                event = json.loads(line)
+                if event["state"] == "failed":
+                    raise AgentFailed(event["message"], event["stage"], event.get("detail", ""))
+                yield event
+        if event.get("stage") != "ready":
+            raise AgentUnreachable(f"The connection to the agent at {address} broke during the launch.")
+
+    async def status(self, address: str, fingerprint: str) -> dict[str, Any]:
+        async with self._request("GET", "status", address, fingerprint, _SHORT) as response:
+            return await response.json()
+
+    async def end(self, address: str, fingerprint: str) -> None:
+        """Stop the notebook; the instance keeps running and keeps its owner."""
+        async with self._request("DELETE", "session", address, fingerprint, _SHORT):
+            pass
+
+    async def wait_listening(self, address: str, port: int, deadline: float) -> None:
+        """Try plain connections until one is accepted; ``deadline`` is a time of the running loop's clock."""
+        await wait_listening(address, port, deadline)
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, what: str, address: str, fingerprint: str, limits: aiohttp.ClientTimeout, **body: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        url = f"https://{address}:{self._port}/v1/{what}"
+        # aiohttp pins on the connector and takes the client certificate from the request: so one connector for each agent
+        connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes.fromhex(fingerprint)), force_close=True)
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=limits) as client,
+                client.request(method, url, ssl=self._context(), **body) as response,
+            ):
+                if response.status >= 400:
+                    raise AgentRefused(await _reason(response, address))
+                yield response
+        except aiohttp.ServerFingerprintMismatch as error:
+            raise AgentMismatch(
+                f"Whoever answers at {address} is not the agent whose fingerprint was on the console; nothing was sent."
+            ) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if "ALERT" in str(error).upper():
+                raise AgentRefused(f"The agent at {address} does not accept this hub's certificate.") from error
+            raise AgentUnreachable(f"The agent at {address} cannot be reached: {error or 'no answer in time'}.") from error
+
+
+async def wait_listening(address: str, port: int, deadline: float) -> None:
+    """Try plain connections, with pauses that grow, until one is accepted."""
+    loop = asyncio.get_running_loop()
+    pause = FIRST_PAUSE_SECONDS
+    while (left := deadline - loop.time()) > 0:
+        try:
+            async with asyncio.timeout(left):
+                _, writer = await asyncio.open_connection(address, port)
+        except (OSError, TimeoutError):
+            await asyncio.sleep(min(pause, max(deadline - loop.time(), 0)))
+            pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+        else:
+            writer.transport.abort()
+            return
+    raise AgentUnreachable(f"Nothing listens at {address}, port {port}.")
+
+
+async def _reason(response: aiohttp.ClientResponse, address: str) -> str:
+    try:
+        return (await response.json())["message"]
+    except (aiohttp.ClientError, ValueError, KeyError, TypeError):
+        return f"The agent at {address} refused the request with status {response.status}."
+
+
+_LAUNCH = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=LAUNCH_SECONDS)
+_SHORT = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)

@@ -1,0 +1,158 @@
+"""The hub's own authority, and the certificate it shows to agents.
+
+An agent is told the authority at boot (``user_data``) and serves nobody who lacks a certificate for the name ``hutch-hub`` from
+it. Both live in one private folder, which every process of the hub may open at any time: the first makes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import ssl
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HUB_NAME = "hutch-hub"
+AUTHORITY_NAME = "hutch-hub-authority"
+AUTHORITY_LIFE = timedelta(days=20 * 365)
+"""Agents know the authority from their first boot and are never told another: it must outlive every instance."""
+CERTIFICATE_LIFE = timedelta(days=365)
+CLOCKS_MAY_DIFFER_BY = timedelta(days=1)
+
+PrivateKey = ec.EllipticCurvePrivateKey
+
+
+class HubIdentity:
+    """Key material in ``folder``, made when it is missing and renewed in the last tenth of its life."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._authority = folder / "authority.pem"
+        self._certificate = folder / "hub.pem"
+
+    def hub_ca_pem(self) -> str:
+        """The authority's certificate, as it goes into ``user_data``."""
+        self._prepare()
+        return x509.load_pem_x509_certificate(self._authority.read_bytes()).public_bytes(serialization.Encoding.PEM).decode()
+
+    def client_context(self) -> ssl.SSLContext:
+        """TLS that shows the hub's certificate. Whoever uses it must pin the agent's fingerprint: nothing else is checked."""
+        self._prepare()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.load_cert_chain(self._certificate)
+        return context
+
+    def _prepare(self) -> None:
+        with self._only_one():
+            if not _is_fresh(self._authority, AUTHORITY_LIFE):
+                # the same key again, so that agents that know the old certificate accept what it signs
+                key = _read_key(self._authority) if self._authority.exists() else ec.generate_private_key(ec.SECP256R1())
+                _write(self._authority, key, make_authority(key, datetime.now(UTC)))
+            if not _is_fresh(self._certificate, CERTIFICATE_LIFE):
+                authority = x509.load_pem_x509_certificate(self._authority.read_bytes())
+                key = ec.generate_private_key(ec.SECP256R1())
+                certificate = make_certificate(HUB_NAME, key, authority, _read_key(self._authority), datetime.now(UTC))
+                _write(self._certificate, key, certificate)
+
+    @contextmanager
+    def _only_one(self) -> Iterator[None]:
+        """Two processes that start together must not make two authorities."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def make_authority(key: PrivateKey, now: datetime) -> x509.Certificate:
+    name = _name(AUTHORITY_NAME)
+    return (
+        _builder(name, name, key, now, AUTHORITY_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def make_certificate(
+    name: str, key: PrivateKey, authority: x509.Certificate, authority_key: PrivateKey, now: datetime
+) -> x509.Certificate:
+    """A certificate with which ``name`` may open connections, and do nothing else."""
+    return (
+        _builder(_name(name), authority.subject, key, now, CERTIFICATE_LIFE)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: PrivateKey, now: datetime, life: timedelta) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCKS_MAY_DIFFER_BY)
+        .not_valid_after(now + life)
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _is_fresh(path: Path, life: timedelta) -> bool:
+    if not path.exists():
+        return False
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    return certificate.not_valid_after_utc - datetime.now(UTC) > life / 10
+
+
+def _read_key(path: Path) -> PrivateKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    assert isinstance(key, PrivateKey)
+    return key
+
+
+def _write(path: Path, key: PrivateKey, certificate: x509.Certificate) -> None:
+    """Key and certificate in one file, so that nobody ever sees one without the other."""
+    encoding = serialization.Encoding.PEM
+    key_pem = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(key_pem + certificate.public_bytes(encoding))
+    partial.replace(path)
