@@ -17,6 +17,8 @@ import hub.database.command
 from hub.configuration import CONFIG_VARIABLE, config_path
 from hub.errors import HutchError
 
+EXAMPLE_WORDS = {"user": "users", "instrument": "instruments", "proposal": "proposals", "experiment": "experiments"}
+
 app = typer.Typer(
     help="Analysis environments, launched from the experiment they belong to.",
     no_args_is_help=True,
@@ -33,6 +35,29 @@ def deployment(
 ) -> None:
     # in the environment, so that what a command starts reads the same deployment
     os.environ[CONFIG_VARIABLE] = str(config_path(config))
+
+
+@app.command()
+def demo(
+    payload: Annotated[str, typer.Option(help="What a server of devcloud runs: agent (JupyterLab) or stub (nothing real).")] = "agent",
+) -> None:
+    """Run everything on this machine with the example facility, until Ctrl-C. For trying out, not for work."""
+    from rich.console import Console
+
+    import hub.demo
+    from etl.adapters.files import Files
+    from etl.load import run
+    from hub.configuration import load
+    from hub.database.engine import open_database, upgrade
+
+    console = Console()
+    engine = open_database(load().database_url)
+    upgrade(engine)
+    report = run(engine, Files(Path(etl.command.__file__).parent / "example"), "example", allow_removals=True)
+    loaded = ", ".join(f"{sum(report.counts[table].values())} {words}" for table, words in EXAMPLE_WORDS.items())
+    console.print(f"[green]✓[/] example facility: {loaded}")
+    engine.dispose()
+    hub.demo.run(console, payload=payload)
 
 
 def main() -> None:

@@ -1,0 +1,66 @@
+"""The facility side of the hub. `install(c)` is the one call that a site's jupyterhub_config.py makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+from traitlets.config import Config
+
+HERE = Path(__file__).parent
+
+
+def install(c: Config, folder: Path) -> None:
+    """Wires Hutch into JupyterHub's configuration `c`; `folder` is where relative paths count from.
+
+    Call it last: what the site has set stays as it is, and only what is missing is filled in.
+    """
+    # here, so that reading this module costs nothing to whoever only wants a part of it
+    from .configuration import Hutch
+    from .portal import service as portal
+    from .steward import service as steward
+
+    hutch = Hutch(config=c)
+    state = folder / hutch.state_dir
+    c.Hutch.state_dir = str(state)
+    hutch.state_dir = str(state)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    hub_url = c.JupyterHub.setdefault("bind_url", "http://localhost:8000")
+    _fill(
+        c.JupyterHub,
+        # no guarantee holds between users without a domain for each
+        subdomain_host=hub_url,
+        hub_ip="127.0.0.1",
+        authenticator_class="hub.authenticator.DemoAuthenticator",
+        spawner_class="hub.launching.InstanceSpawner",
+        db_url=f"sqlite:///{state / 'jupyterhub.sqlite'}",
+        cookie_secret_file=str(state / "cookie-secret"),
+        allow_named_servers=True,
+        # instances go on when the hub ends
+        cleanup_servers=False,
+        default_url="/hub/home",
+        template_paths=[str(HERE / "templates")],
+    )
+    portal_url = portal.address(c.JupyterHub.subdomain_host, c.JupyterHub.get("base_url", "/"))
+    c.JupyterHub.template_vars = {
+        "portal_url": portal_url,
+        "contact": hutch.contact,
+        "facility_name": hutch.facility_name,
+        **c.JupyterHub.get("template_vars", {}),
+    }
+    # long enough for a refusal to be the answer, short enough not to be waited for
+    c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.3, **c.JupyterHub.get("tornado_settings", {})}
+    c.JupyterHub.extra_user_scopes = sorted({*c.JupyterHub.get("extra_user_scopes", ()), *portal.USER_SCOPES})
+    c.JupyterHub.services = [*c.JupyterHub.get("services", ()), portal.service(hutch), steward.service(hutch)]
+    c.JupyterHub.load_roles = [*c.JupyterHub.get("load_roles", ()), steward.ROLE]
+
+    proxy = which("configurable-http-proxy", path=str(folder / "node_modules/.bin")) or "configurable-http-proxy"
+    _fill(c.ConfigurableHTTPProxy, command=[proxy], pid_file=str(state / "proxy.pid"))
+    _fill(c.OpenStackSpawner, state_dir=str(state))
+
+
+def _fill(section: Any, **defaults: Any) -> None:
+    for name, value in defaults.items():
+        section.setdefault(name, value)

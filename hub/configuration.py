@@ -132,6 +132,11 @@ def config_path(path: str | Path | None = None) -> Path:
     return Path(path or os.environ.get(CONFIG_VARIABLE) or "jupyterhub_config.py").expanduser().absolute()
 
 
+def read(path: str | Path | None = None) -> Config:
+    """Read the whole of jupyterhub_config.py, as JupyterHub itself sees it."""
+    return _run(config_path(path))
+
+
 def load(path: str | Path | None = None) -> Hutch:
     """Read Hutch's settings; a relative state_dir becomes absolute, counted from the file's folder."""
     file = config_path(path)

@@ -1,0 +1,36 @@
+# Hutch. `make demo` runs it all on this machine, `make test` passes the tests; both set up what they need first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
+
+.PHONY: help demo test check bench lock setup clean
+
+help:  ## say what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## install the locked versions inside this folder (done by all others)
+	@tools/setup --test
+
+demo:  ## load the example facility, run cloud, hub and portal, print one address to open
+	@tools/setup
+	@$(BIN)/hutch demo
+
+test: setup check  ## check the code, then run the tests (ARGS="-k name" to choose)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## lint, formatting, types, imports
+	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+
+bench: setup  ## measure; each benchmark's last line is JSON
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lock:  ## resolve requirements/*.in anew into the lock files
+	@$(BIN)/pip install -q uv && cd requirements && \
+	../$(BIN)/uv pip compile -q --universal --python-version 3.11.2 --generate-hashes --no-annotate --no-header \
+	  --override overrides.txt runtime.in dev.in -o lock.txt --upgrade && \
+	../$(BIN)/uv pip compile -q --universal --python-version 3.11.2 --generate-hashes --no-annotate --no-header node.in -o node-lock.txt --upgrade
+
+clean:  ## remove what setting up and running made
+	rm -rf $(VENV) node_modules .hutch

@@ -1,0 +1,133 @@
+"""Who signs on, and what the facility says of them.
+
+`FacilityUsers` maps a login to the facility's user, groups and admin right, from the database as it is now; every way to sign on
+is a sibling that only has to find out the login. `DemoAuthenticator` is the one for demos.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from jupyterhub.auth import Authenticator
+from jupyterhub.handlers import BaseHandler
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+from tornado import web
+from traitlets import Bool, Int
+
+from . import records
+from .database.tables import User, UserRole, now
+from .errors import HutchError
+from .facility import Facility
+
+# JupyterHub tells a spawner that it is to stop, but not who asked. It refreshes the owner in the same request just before, and
+# whatever is started later in that request sees what is set here.
+_acting: ContextVar[str] = ContextVar("acting_login")
+
+
+def acting_login(otherwise: str) -> str:
+    """Whose request this is; `otherwise` outside of any."""
+    return _acting.get(otherwise)
+
+
+class PortalHandler(BaseHandler):
+    """Pages of JupyterHub whose place the portal takes: there is no unnamed server to be started from them."""
+
+    async def get(self, *_path: str) -> None:
+        self.redirect(self.settings["template_vars"]["portal_url"])
+
+    post = get
+
+
+class FacilityUsers(Authenticator):
+    """A login becomes a user of JupyterHub if, and as long as, the user office knows it."""
+
+    manage_groups = Bool(True).tag(config=True)
+    # whom the facility does not know is refused in `facility_model`, with a page that says so
+    allow_all = Bool(True).tag(config=True)
+    auth_refresh_age = Int(30, help="Read roles and groups anew after this many seconds. Default: 30.").tag(config=True)
+    refresh_pre_spawn = Bool(True).tag(config=True)
+    refresh_pre_stop = Bool(True).tag(config=True)
+
+    @property
+    def facility(self) -> Facility:
+        return Facility.of(self.config)
+
+    async def facility_model(self, login: str) -> dict[str, Any] | None:
+        """JupyterHub's model of a person; None when the facility does not know the login (any more)."""
+
+        def load(session: Session) -> dict[str, Any] | None:
+            person = records.find_person(session, login, now(), self.facility.hutch.default_quota)
+            if person is None:
+                return None
+            return {"name": person.login, "admin": person.is_admin, "groups": records.groups_of(session, person)}
+
+        return await self.facility.ask(load)
+
+    async def known(self, login: str) -> dict[str, Any]:
+        """The same, raising 403 with whom to ask."""
+        model = await self.facility_model(login)
+        if model is None:
+            hutch = self.facility.hutch
+            ask = f" Please ask {hutch.contact}." if hutch.contact else ""
+            raise web.HTTPError(403, f"{login} is not known to the user office of {hutch.facility_name}.{ask}")
+        return model
+
+    async def refresh_user(self, user: Any, handler: Any = None) -> bool | dict[str, Any]:
+        if handler is not None:
+            acting = getattr(handler, "_jupyterhub_user", None) or user
+            _acting.set(acting.name)
+        return await self.facility_model(user.name) or False
+
+    def get_handlers(self, app: Any) -> list[tuple[str, type]]:
+        return [
+            (r"/home", PortalHandler),
+            (r"/spawn", PortalHandler),
+            (r"/spawn/([^/]+)(?:/.*)?", PortalHandler),
+            *super().get_handlers(app),
+        ]
+
+
+class DemoAuthenticator(FacilityUsers):
+    """Signs anybody on as any example user, without a password: on a loopback address only."""
+
+    def get_handlers(self, app: Any) -> list[tuple[str, type]]:
+        refuse_beyond_loopback(app.bind_url)
+        return super().get_handlers(app)
+
+    async def authenticate(self, handler: Any, data: dict[str, str]) -> dict[str, Any]:
+        return await self.known(data["username"])
+
+    def example_users(self) -> list[dict[str, str]]:
+        """People of every kind, for the sign-on page: those with a facility role first."""
+
+        def load(session: Session) -> list[dict[str, str]]:
+            query = select(User).where(User.ended_at.is_(None)).options(selectinload(User.roles), selectinload(User.affiliation))
+            people = [_shown(user, user.roles) for user in session.scalars(query)]
+            return sorted(people, key=lambda person: (person["roles"] == "", person["login"]))
+
+        return self.facility.ask_here(load)
+
+
+def _shown(user: User, roles: list[UserRole]) -> dict[str, str]:
+    at = now()
+    held = [role.role for role in roles if role.ended_at is None and (role.expires_at is None or role.expires_at > at)]
+    place = user.affiliation.name if user.affiliation else ""
+    return {"login": user.login, "name": user.name, "roles": ", ".join(sorted(held)), "affiliation": place}
+
+
+def refuse_beyond_loopback(bind_url: str) -> None:
+    """Raises HutchError unless only this machine can reach the address."""
+    host = urlsplit(bind_url).hostname or ""
+    try:
+        loopback = ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise HutchError(
+            f"DemoAuthenticator lets anybody in as anybody, so it does not run on {bind_url}. "
+            "Set c.JupyterHub.bind_url to http://localhost:8000, or choose a real authenticator_class."
+        )

@@ -1,0 +1,127 @@
+"""Runs devcloud and the hub on this machine, in the foreground, until Ctrl-C: the running half of `hutch demo`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from rich.console import Console
+
+from .configuration import CONFIG_VARIABLE, config_path, load, read
+from .errors import HutchError
+
+DEVCLOUD_PORT = 9500
+START_SECONDS = 120
+
+
+class DemoError(HutchError):
+    """The demo cannot start, or something that it needs has ended."""
+
+
+def run(console: Console, *, payload: str = "agent") -> None:
+    """Runs the demo in the foreground. Ends when interrupted, or when a part of it ends by itself."""
+    config = config_path()
+    os.environ[CONFIG_VARIABLE] = str(config)
+    hutch = load()
+    state = Path(hutch.state_dir)
+    state.mkdir(parents=True, exist_ok=True)
+    address = read()["JupyterHub"]["bind_url"]
+    check_ports({"hub": urlsplit(address).port or 80, "portal": hutch.portal_port, "devcloud": DEVCLOUD_PORT, "hub API": 8081})
+
+    parts: list[tuple[str, subprocess.Popen[bytes]]] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        devcloud = [sys.executable, "-m", "spawner.devcloud", "--state", str(state / "devcloud")]
+        devcloud += ["--port", str(DEVCLOUD_PORT), "--payload", payload]
+        with console.status("Starting devcloud, a toy cloud on this machine"):
+            parts.append(("devcloud", _start(devcloud, state / "devcloud.log")))
+            _wait(parts, state, f"http://127.0.0.1:{DEVCLOUD_PORT}/devcloud")
+        console.print("[green]✓[/] devcloud, a toy cloud on this machine")
+        with console.status("Starting the hub, its proxy, the portal and the steward"):
+            hub = [sys.executable, "-m", "jupyterhub", "--config", str(config)]
+            parts.append(("hub", _start(hub, state / "hub.log", folder=config.parent)))
+            _wait(parts, state, f"{loopback(address)}/hub/login")
+        console.print("[green]✓[/] hub, proxy, portal and steward")
+        console.print(
+            f"\n  Open [bold link={address}]{address}[/] and sign in as anybody. Logs are in {state}. Ctrl-C stops it all.\n"
+        )
+        _until_one_ends(parts, state)
+    except KeyboardInterrupt:
+        console.print("Stopping.")
+    finally:
+        _stop(parts)
+
+
+def check_ports(ports: dict[str, int]) -> None:
+    """Raises DemoError naming every port that somebody else listens on."""
+    taken = [f"{port} (for the {name})" for name, port in ports.items() if _listening(port)]
+    if taken:
+        raise DemoError(f"port {', '.join(taken)} is in use: is another demo running? Stop it, or change jupyterhub_config.py")
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def loopback(address: str) -> str:
+    """The same address by number: not every resolver knows *.localhost."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://127.0.0.1:{parts.port}"
+
+
+def _start(command: list[str], log: Path, folder: Path | None = None) -> subprocess.Popen[bytes]:
+    # a session of its own: Ctrl-C reaches only us, and we stop the parts in their order
+    file: IO[bytes]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def _wait(parts: list[tuple[str, subprocess.Popen[bytes]]], state: Path, url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        _check_alive(parts, state)
+        try:
+            with urlopen(url, timeout=5):  # noqa: S310 - an address of our own
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise DemoError(f"{url} did not answer within {START_SECONDS} s; see the logs in {state}")
+
+
+def _until_one_ends(parts: list[tuple[str, subprocess.Popen[bytes]]], state: Path) -> None:
+    while True:
+        _check_alive(parts, state)
+        time.sleep(0.5)
+
+
+def _check_alive(parts: list[tuple[str, subprocess.Popen[bytes]]], state: Path) -> None:
+    for name, process in parts:
+        if process.poll() is not None:
+            log = state / f"{name}.log"
+            end = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+            raise DemoError(f"the {name} ended by itself; the end of {log} says:\n{end}")
+
+
+def _stop(parts: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+    """The hub first, so that it sees no cloud vanish; each gets time to end what it started."""
+    for _name, process in reversed(parts):
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

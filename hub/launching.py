@@ -1,0 +1,351 @@
+"""From a request to start a server to a launch that the rules allow: runs in the hub at every start, by whatever door.
+
+`Launching` is mixed in before a cloud's spawner. JupyterHub's own checks say who may ask for a start at all; whether this user may
+have this plan for these experiments is decided here and nowhere else, from the database as it is now. What was asked for is kept
+with the instance: options that come later cannot change it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import isawaitable
+from typing import Any
+
+from jupyterhub.spawner import Spawner
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy.orm import Session
+from traitlets import default
+
+from spawner.cloud import Trouble
+from spawner.launch import LaunchError, LaunchLog, Stage
+from spawner.openstack import OpenStackSpawner
+
+from . import access, instances, records
+from .authenticator import acting_login
+from .database.engine import take_turn
+from .database.tables import Instance, Intent, IntentKind, Outcome, now
+from .facility import Facility
+
+STEWARD = "steward"
+CLOUD = "cloud"
+
+
+class LaunchOptions(BaseModel):
+    """JupyterHub's `user_options` for an instance that does not exist yet."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    plan: str = Field(min_length=1, max_length=250)
+    experiments: list[str] = Field(default_factory=list, max_length=100)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A start as it was asked for. actor is a login, or the name of a service."""
+
+    login: str
+    server_name: str
+    display_name: str
+    options: dict[str, Any]
+    actor: str
+    by_service: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What the rules allowed, as the spawner needs it."""
+
+    instance_id: str
+    intent_id: int
+    image: str
+    flavor: str
+    is_new: bool
+    never_came_up: bool
+    expected_seconds: float | None
+
+
+def refusal(sentence: str, rule: str, status_code: int = 403) -> LaunchError:
+    return LaunchError(sentence, reason=rule, stage=Stage.RIGHTS, status_code=status_code)
+
+
+def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
+    """Decides a start and writes the intent down. Raises LaunchError with the rule's own words when it is refused."""
+    take_turn(session)  # two launches at once must not both be the last within the quota
+    if not asked.server_name:
+        raise refusal("Instances are launched from the portal: choose an experiment and a plan there.", "unnamed-server", 400)
+    person = records.find_person(session, asked.login, now(), facility.hutch.default_quota)
+    if person is None:
+        raise refusal(f"{asked.login} is not known to the user office.", "unknown-user")
+    if not asked.by_service:
+        _check(_may_start(session, facility, asked, person))
+    instance = records.find_instance(session, asked.login, asked.server_name)
+    is_new = instance is None
+    if instance is None:
+        instance = _first_launch(session, facility, asked, person)
+    else:
+        _check_resume(session, asked, person, instance)
+    intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
+    plan = records.find_plan(session, instance.plan_id)
+    assert plan is not None
+    return Granted(
+        instance_id=instance.id,
+        intent_id=intent.id,
+        image=plan.image,
+        flavor=plan.flavor,
+        is_new=is_new,
+        never_came_up=instance.first_ready_at is None,
+        expected_seconds=instances.expected_seconds(session, instance.plan_id),
+    )
+
+
+def _may_start(session: Session, facility: Facility, asked: Asked, owner: access.Person) -> access.Decision:
+    if asked.actor == asked.login:
+        return access.may_act(owner, access.Action.START, owner.id)
+    actor = records.find_person(session, asked.actor, now(), facility.hutch.default_quota)
+    if actor is None:
+        return access.Decision(False, "unknown-user", f"{asked.actor} is not known to the user office.")
+    return access.may_act(actor, access.Action.START, owner.id)
+
+
+def _first_launch(session: Session, facility: Facility, asked: Asked, person: access.Person) -> Instance:
+    options = _parsed(asked.options)
+    plan, visits = _plan_and_visits(session, options)
+    _check(access.may_launch(person, plan, visits, owned=records.count_owned(session, person.id)))
+    return instances.create(
+        session,
+        owner_id=person.id,
+        server_name=asked.server_name,
+        display_name=asked.display_name or asked.server_name,
+        plan_id=plan.id,
+        experiment_ids=[visit.id for visit in visits],
+        lifetime=facility.lifetime,
+    )
+
+
+def _check_resume(session: Session, asked: Asked, person: access.Person, instance: Instance) -> None:
+    """The rules apply to what the instance is, not to what a request now says that it should be."""
+    held = LaunchOptions(plan=instance.plan_id, experiments=[experiment.id for experiment in instance.experiments])
+    if asked.options:
+        options = _parsed(asked.options)
+        if options.plan != held.plan or set(options.experiments) != set(held.experiments):
+            raise refusal(
+                f"{instance.display_name} was launched with plan {held.plan} for {', '.join(held.experiments) or 'no experiment'}, "
+                "and that cannot be changed. Launch another instance instead.",
+                "options-changed",
+                409,
+            )
+    plan, visits = _plan_and_visits(session, held)
+    _check(access.may_launch(person, plan, visits, owned=None))
+
+
+def _parsed(options: dict[str, Any]) -> LaunchOptions:
+    try:
+        return LaunchOptions.model_validate(options)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'options'}: {item['msg']}" for item in error.errors())
+        raise refusal(
+            f"The launch options are not right ({wrong}). They are a plan and a list of experiments: launch from the portal.",
+            "bad-options",
+            400,
+        ) from error
+
+
+def _plan_and_visits(session: Session, options: LaunchOptions) -> tuple[access.PlanOffer, list[access.Visit]]:
+    plan = records.find_plan(session, options.plan)
+    if plan is None:
+        raise refusal(f"There is no plan {options.plan!r} (any more).", "unknown-plan", 404)
+    visits = records.experiments_named(session, options.experiments)
+    missing = sorted(set(options.experiments) - {visit.id for visit in visits})
+    if missing:
+        # the same words whether it exists or not would hide typing errors; experiment numbers are no secret
+        raise refusal(f"There is no experiment {', '.join(missing)} in the user office's records.", "unknown-experiment", 404)
+    return plan, visits
+
+
+def _check(decision: access.Decision) -> None:
+    if not decision:
+        raise refusal(decision.reason, decision.rule)
+
+
+class Launching(Spawner):
+    """The facility's side of a spawner."""
+
+    granted: Granted | None = None
+    _instance_id = ""
+    _actor = ""
+
+    @property
+    def facility(self) -> Facility:
+        return Facility.of(self.config)
+
+    @default("deployment_id")
+    def _default_deployment_id(self) -> str:
+        return self.facility.deployment_id
+
+    @property
+    def instance_id(self) -> str:
+        return self._instance_id
+
+    def get_state(self) -> dict[str, Any]:
+        return super().get_state() | {"instance_id": self._instance_id}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._instance_id = state.get("instance_id", "")
+
+    # --- start
+
+    async def run_pre_spawn_hook(self) -> None:
+        """Asks the rules, before a site's own hook and before anything is asked of the cloud."""
+        self.granted = None
+        self.launch = LaunchLog()
+        self.launch.start(Stage.RIGHTS)
+        asked = self._asked()
+        try:
+            granted = await self.facility.ask(lambda session: grant(session, self.facility, asked))
+        except LaunchError as error:
+            self.log.info("%s: refused to %s by rule %s: %s", self._log_name, asked.actor, error.reason, error.message)
+            self.launch.fail(error.message)
+            raise
+        self.granted, self._instance_id, self._actor = granted, granted.instance_id, asked.actor
+        self.image, self.flavor, self.is_new = granted.image, granted.flavor, granted.is_new
+        self.launch.expected_seconds = granted.expected_seconds
+        self.launch.done(Stage.RIGHTS)
+        hook = super().run_pre_spawn_hook()
+        if isawaitable(hook):
+            await hook
+
+    def apply_user_options(self, spawner: Spawner, options: dict[str, Any]) -> None:  # type: ignore[override]
+        """Nothing that users send reaches a trait: `grant` reads the options and decides."""
+
+    def _asked(self) -> Asked:
+        by_service = bool(self.handler and getattr(self.handler.current_user, "kind", "user") == "service")
+        actor = self.handler.current_user.name if self.handler else self.user.name
+        return Asked(
+            login=self.user.name,
+            server_name=self.name,
+            display_name=self.orm_spawner.display_name or "",
+            options=dict(self.user_options or {}),
+            actor=actor,
+            by_service=by_service,
+        )
+
+    def disposable(self) -> bool:
+        return self.granted is not None and self.granted.never_came_up
+
+    async def start(self) -> str:
+        """Launches, and writes down how that ended."""
+        try:
+            url = await super().start()
+        except LaunchError as error:
+            await self._ended(Outcome.FAILED, error)
+            raise
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.ensure_future(self._cancelled()))
+            raise
+        except Exception as error:
+            self.log.exception("%s: unexpected error during a launch", self._log_name)
+            failure = LaunchError("Hutch met a problem that it did not expect.", reason="unexpected", detail=repr(error))
+            await self._ended(Outcome.FAILED, failure)
+            raise failure from error
+        await self._ended(Outcome.DONE)
+        return url
+
+    async def _cancelled(self) -> None:
+        if self.launch and self.launch.elapsed() >= self.start_timeout - 1:
+            sentence = f"The launch was given up after {self.start_timeout} seconds."
+            await self._ended(Outcome.FAILED, LaunchError(sentence, reason="timeout", stage=self.launch.current or ""))
+        else:
+            await self._ended(Outcome.CANCELLED)
+
+    async def _ended(self, outcome: Outcome, failure: LaunchError | None = None) -> None:
+        assert self.granted and self.launch
+        granted, events = self.granted, [event for event in self.launch.events if event.state == "done"]
+        if failure and self._actor == STEWARD and failure.reason in (Trouble.UNANSWERED, "agent-unreachable"):
+            return  # still unknown: the intent stays open, and the steward tries again later
+
+        def write(session: Session) -> None:
+            for event in events:
+                instances.record_event(
+                    session,
+                    granted.instance_id,
+                    event.stage,
+                    intent_id=granted.intent_id,
+                    seconds=event.seconds,
+                    message=event.message,
+                )
+            if outcome is Outcome.DONE and granted.never_came_up:
+                session.get_one(Instance, granted.instance_id).first_ready_at = now()
+            intent = session.get_one(Intent, granted.intent_id)
+            if intent.outcome is None:
+                instances.conclude(
+                    session,
+                    intent,
+                    outcome,
+                    stage=failure.stage if failure else None,
+                    message=failure.message if failure else None,
+                    detail=failure.detail if failure else None,
+                )
+
+        await self._record("the end of a launch", write)
+
+    # --- stop, found stopped, delete
+
+    async def stop(self, now: bool = False) -> None:
+        """Writes the intent down before the cloud is asked; if it is not done in the end, the steward goes on."""
+        if self.stop_is_meant():
+            await self._record("the intent to stop", lambda session: self._intend_stop(session, acting_login(self.user.name)))
+        await super().stop(now)
+        if self.is_off:
+            await self._record("the end of a stop", self._stopped)
+
+    def _intend_stop(self, session: Session, actor: str) -> None:
+        latest = instances.latest_intent(session, self._instance_id)
+        if self._instance_id and not (latest and latest.outcome is None and latest.kind in (IntentKind.STOP, IntentKind.DELETE)):
+            instances.intend(session, self._instance_id, IntentKind.STOP, actor, "through JupyterHub")
+
+    def _stopped(self, session: Session) -> None:
+        latest = instances.latest_intent(session, self._instance_id)
+        if latest and latest.outcome is None and latest.kind == IntentKind.STOP:
+            instances.conclude(session, latest, Outcome.DONE)
+
+    async def poll(self) -> int | None:
+        status = await super().poll()
+        if status is not None and self.server_id and self.server and not self._stop_pending:
+            await self._record("the end of a server", lambda session: self._found_ended(session, status))
+        return status
+
+    def _found_ended(self, session: Session, status: int) -> None:
+        """The cloud is certain that it no longer runs, and nobody asked Hutch for that."""
+        latest = instances.latest_intent(session, self._instance_id)
+        if latest is None or latest.kind != IntentKind.LAUNCH or latest.outcome != Outcome.DONE:
+            return
+        if status:
+            latest.outcome, latest.message = Outcome.FAILED, "The cloud reports an error with this instance. Its disk is kept."
+            instances.record_event(session, self._instance_id, "found-in-error", actor=CLOUD)
+        else:
+            intent = instances.intend(session, self._instance_id, IntentKind.STOP, CLOUD, "the server was found switched off")
+            instances.conclude(session, intent, Outcome.DONE)
+
+    async def delete_forever(self) -> None:
+        """Only marks: JupyterHub drops its row whatever happens here, and the owner has a grace to change their mind."""
+        actor, login, name = acting_login(self.user.name), self.user.name, self.name
+
+        def mark(session: Session) -> None:
+            if instance := records.find_instance(session, login, name):
+                instances.mark_deleted(session, instance, actor, "through JupyterHub", self.facility.delete_grace)
+
+        await self.facility.ask(mark)
+
+    async def _record(self, what: str, write: Callable[[Session], None]) -> None:
+        """Writes history. A database that fails must not turn a server that runs into one that JupyterHub takes for dead."""
+        try:
+            await self.facility.ask(write)
+        except Exception:
+            self.log.exception("%s: could not write down %s", self._log_name, what)
+
+
+class InstanceSpawner(Launching, OpenStackSpawner):
+    """What Hutch launches: an OpenStack server, within the facility's rules."""

@@ -1,0 +1,26 @@
+"""How JupyterHub starts the steward and what it lets it do."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ..configuration import CONFIG_VARIABLE, Hutch, config_path
+
+NAME = "steward"
+ROLE = {
+    "name": NAME,
+    "description": "Takes servers back that the hub lost sight of",
+    "scopes": ["list:users", "read:servers", "start:servers"],
+    "services": [NAME],
+}
+
+
+def service(hutch: Hutch) -> dict[str, Any]:
+    """An entry for c.JupyterHub.services."""
+    return {
+        "name": NAME,
+        "command": [sys.executable, "-m", "hub.steward"],
+        "environment": {CONFIG_VARIABLE: str(config_path())},
+        "display": False,
+    }

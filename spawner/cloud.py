@@ -1,0 +1,246 @@
+"""One OpenStack cloud: the calls that Hutch makes, each in a thread of its own pool, with errors that say what to do.
+
+Calls go through openstacksdk's own session and catalog, but with plain JSON bodies (see `builders`): what is sent can be read, and
+a listing of many servers costs little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import keystoneauth1.exceptions as keystone_errors
+import openstack
+import openstack.exceptions as sdk_errors
+import requests
+import requests.exceptions as http_errors
+
+from . import builders
+
+T = TypeVar("T")
+CATALOGUE_SECONDS = 300.0
+# of one HTTP request; a call that takes longer counts as unanswered, never as refused
+API_TIMEOUT_SECONDS = 60
+# what openstacksdk and the layers below it raise; ValueError for an answer that is not JSON
+CALL_ERRORS = (sdk_errors.SDKException, keystone_errors.ClientException, http_errors.RequestException, OSError, ValueError)
+
+
+class Trouble(StrEnum):
+    """Kinds of failure that are dealt with differently."""
+
+    UNANSWERED = "cloud-unanswered"  # it may have been done, or not
+    REFUSED = "cloud-refused"
+    NOT_FOUND = "cloud-not-found"
+    CONFLICT = "cloud-conflict"
+    QUOTA = "quota"
+    CAPACITY = "capacity"
+    CREDENTIALS = "cloud-credentials"
+
+
+class CloudError(Exception):
+    """str() is a plain sentence for people; detail is the cloud's own words, for operators."""
+
+    def __init__(self, trouble: Trouble, sentence: str, detail: str = "") -> None:
+        super().__init__(sentence)
+        self.trouble, self.detail = trouble, detail
+
+
+def cloud_error(error: Exception, asked: str) -> CloudError:
+    """Sorts what openstacksdk raised while `asked` ('create the server') was asked for."""
+    detail = str(getattr(error, "details", "") or error)
+    if isinstance(error, sdk_errors.ConfigException | keystone_errors.MissingAuthPlugin | keystone_errors.MissingRequiredOptions):
+        return CloudError(Trouble.CREDENTIALS, f"The cloud is not configured rightly, so it could not {asked}.", detail)
+    if isinstance(error, sdk_errors.HttpException):
+        return _http_error(error, asked, detail)
+    if isinstance(error, keystone_errors.Unauthorized | keystone_errors.AuthorizationFailure):
+        return CloudError(Trouble.CREDENTIALS, f"The cloud does not accept Hutch's credentials, so it could not {asked}.", detail)
+    return CloudError(Trouble.UNANSWERED, f"The cloud did not answer when asked to {asked}.", detail)
+
+
+def _http_error(error: sdk_errors.HttpException, asked: str, detail: str) -> CloudError:
+    status = error.response.status_code if error.response is not None else 0
+    words = detail.lower()
+    if "quota" in words and status in (403, 409, 413):
+        return CloudError(Trouble.QUOTA, "The facility's share of the cloud is used up.", detail)
+    if "no valid host" in words:
+        return CloudError(Trouble.CAPACITY, "There is no room in the cloud for this plan just now.", detail)
+    if status == 404 and is_not_found(error):
+        return CloudError(Trouble.NOT_FOUND, f"The cloud does not have what was needed to {asked}.", detail)
+    if status == 409:
+        return CloudError(Trouble.CONFLICT, f"The cloud could not {asked} in the present state.", detail)
+    if status == 401:
+        return CloudError(Trouble.CREDENTIALS, f"The cloud does not accept Hutch's credentials, so it could not {asked}.", detail)
+    if status in (400, 403):
+        return CloudError(Trouble.REFUSED, f"The cloud refused to {asked}.", detail)
+    return CloudError(Trouble.UNANSWERED, f"The cloud has a problem and could not {asked}.", f"HTTP {status}: {detail}")
+
+
+def is_not_found(error: sdk_errors.HttpException) -> bool:
+    """A 404 of Nova, Neutron or Glance itself; one from a broken proxy before them proves nothing."""
+    try:
+        body = error.response.json()
+    except (ValueError, AttributeError):
+        return False
+    return isinstance(body, dict) and bool({"itemNotFound", "NeutronError"} & body.keys())
+
+
+class Cloud:
+    """Asks one cloud. Every method is a coroutine and raises CloudError; nothing blocks the event loop."""
+
+    def __init__(self, cloud: str, clouds_yaml: Path | None = None, *, threads: int = 16) -> None:
+        self.name, self.clouds_yaml = cloud, clouds_yaml
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"cloud-{cloud}")
+        self._catalogue: dict[tuple[str, str], tuple[float, str]] = {}
+        self._connecting = asyncio.Lock()
+
+    @cached_property
+    def _connection(self) -> openstack.connection.Connection:
+        files = [str(self.clouds_yaml)] if self.clouds_yaml else None
+        if self.clouds_yaml and not self.clouds_yaml.is_file():
+            raise sdk_errors.ConfigException(f"{self.clouds_yaml} does not exist")
+        config = openstack.config.OpenStackConfig(config_files=files) if files else openstack.config.OpenStackConfig()
+        region = config.get_one(cloud=self.name, api_timeout=API_TIMEOUT_SECONDS)
+        return openstack.connection.Connection(config=region)
+
+    async def _ask(self, asked: str, call: Callable[[], T]) -> T:
+        if "_connection" not in self.__dict__:
+            async with self._connecting:
+                await self._in_thread(asked, lambda: self._connection)
+        return await self._in_thread(asked, call)
+
+    async def _in_thread(self, asked: str, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except (
+            sdk_errors.SDKException,
+            keystone_errors.ClientException,
+            http_errors.RequestException,
+            OSError,
+            ValueError,
+        ) as error:
+            raise cloud_error(error, asked) from error
+
+    def _compute(self, method: str, path: str, body: Any = None) -> Any:
+        return _answer(self._connection.compute.request(path, method, json=body, microversion=builders.NOVA_MICROVERSION))
+
+    def _network(self, method: str, path: str, body: Any = None) -> Any:
+        return _answer(self._connection.network.request(path, method, json=body))
+
+    # --- servers
+
+    async def servers(self, deployment_id: str) -> list[dict[str, Any]]:
+        """Every server of this deployment, as Nova describes them in detail; one call per thousand."""
+
+        def call() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = []
+            path: str | None = f"/servers/detail?tags={builders.deployment_tag(deployment_id)}"
+            while path:
+                page = self._compute("GET", path)
+                found += page["servers"]
+                path = _next_page(page)
+            return [server for server in found if server["metadata"].get(builders.DEPLOYMENT_KEY) == deployment_id]
+
+        return await self._ask("list the servers", call)
+
+    async def server(self, server_id: str) -> dict[str, Any] | None:
+        """One server, or None when Nova itself says that there is none."""
+        try:
+            answer = await self._ask("look up the server", lambda: self._compute("GET", f"/servers/{server_id}"))
+        except CloudError as error:
+            if error.trouble is Trouble.NOT_FOUND:
+                return None
+            raise
+        return answer["server"]
+
+    async def create_server(self, body: dict[str, Any]) -> str:
+        answer = await self._ask("create the server", lambda: self._compute("POST", "/servers", body))
+        return answer["server"]["id"]
+
+    async def act(self, server_id: str, action: str) -> None:
+        """A server action without arguments: os-start, os-stop, unshelve ..."""
+        words = {"os-start": "start the server", "os-stop": "stop the server"}.get(action, f"{action} the server")
+        await self._ask(words, lambda: self._compute("POST", f"/servers/{server_id}/action", {action: None}))
+
+    async def delete_server(self, server_id: str) -> None:
+        """Gone already counts as done."""
+        try:
+            await self._ask("delete the server", lambda: self._compute("DELETE", f"/servers/{server_id}"))
+        except CloudError as error:
+            if error.trouble is not Trouble.NOT_FOUND:
+                raise
+
+    async def console(self, server_id: str, lines: int | None = None) -> str:
+        """The end of the serial console's log (all of it that Nova keeps when lines is None)."""
+        body = {"os-getConsoleOutput": {"length": lines} if lines else {}}
+        answer = await self._ask("read the console", lambda: self._compute("POST", f"/servers/{server_id}/action", body))
+        return answer["output"] or ""
+
+    # --- ports
+
+    async def create_port(self, body: dict[str, Any]) -> dict[str, Any]:
+        answer = await self._ask("create the network port", lambda: self._network("POST", "/ports", body))
+        return answer["port"]
+
+    async def ports(self, instance_id: str, deployment_id: str) -> list[dict[str, Any]]:
+        """The ports made for an instance, by the name and description that port_request gives them."""
+        name, mark = builders.server_name(instance_id), f"{builders.deployment_tag(deployment_id)} {instance_id}"
+        answer = await self._ask("look up the network port", lambda: self._network("GET", f"/ports?name={name}"))
+        return [port for port in answer["ports"] if port["description"] == mark]
+
+    async def delete_port(self, port_id: str) -> None:
+        """Gone already counts as done."""
+        try:
+            await self._ask("delete the network port", lambda: self._network("DELETE", f"/ports/{port_id}"))
+        except CloudError as error:
+            if error.trouble is not Trouble.NOT_FOUND:
+                raise
+
+    # --- what a site names by name
+
+    async def image_id(self, name: str) -> str:
+        return await self._find("image", name, lambda: self._connection.image.find_image(name))
+
+    async def flavor_id(self, name: str) -> str:
+        return await self._find("flavor", name, lambda: self._connection.compute.find_flavor(name))
+
+    async def network_id(self, name: str) -> str:
+        return await self._find("network", name, lambda: self._connection.network.find_network(name))
+
+    async def security_group_id(self, name: str) -> str:
+        return await self._find("security group", name, lambda: self._connection.network.find_security_group(name))
+
+    async def _find(self, kind: str, name: str, look: Callable[[], Any]) -> str:
+        """The id behind a name or id, remembered for some minutes: a launch does not list the catalogue."""
+        at, known = self._catalogue.get((kind, name), (0.0, ""))
+        if known and time.monotonic() - at < CATALOGUE_SECONDS:
+            return known
+        found = await self._ask(f"look up the {kind} {name}", look)
+        if found is None:
+            raise CloudError(Trouble.REFUSED, f"The cloud has no {kind} named {name}.", f"no {kind} {name!r} in {self.name}")
+        if kind == "image" and found.status != "active":
+            raise CloudError(Trouble.REFUSED, f"The image {name} cannot be used at present.", f"image {name!r} is {found.status}")
+        self._catalogue[kind, name] = (time.monotonic(), found.id)
+        return found.id
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _answer(response: requests.Response) -> Any:
+    sdk_errors.raise_from_response(response)
+    return response.json() if response.content else None
+
+
+def _next_page(page: dict[str, Any]) -> str | None:
+    for link in page.get("servers_links", ()):
+        if link["rel"] == "next":
+            query = parse_qsl(urlsplit(link["href"]).query)
+            return "/servers/detail?" + "&".join(f"{key}={value}" for key, value in query)
+    return None

@@ -1,0 +1,499 @@
+"""OpenStackSpawner: the policy of a launch. Each JupyterHub server is a cloud server, whose disk outlives stop and start.
+
+It knows nothing of a facility and can be used alone by any site. What JupyterHub demands of a spawner in which situation, and what
+goes wrong if it does not get it, is said at each method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jupyterhub.spawner import Spawner
+from traitlets import Float, Int, List, Unicode, default
+
+from . import builders
+from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
+from .cloud import CloudError, Trouble
+from .launch import LaunchError, LaunchLog, Stage
+from .removal import remove_instance
+from .surroundings import Surroundings
+
+T = TypeVar("T")
+
+# how a server that is there but not up is brought up again; the keys are Nova's states
+# ref: https://docs.openstack.org/api-guide/compute/server_concepts.html
+WAKE = {
+    "SHUTOFF": "os-start",
+    "SHELVED": "unshelve",
+    "SHELVED_OFFLOADED": "unshelve",
+    "PAUSED": "unpause",
+    "SUSPENDED": "resume",
+}
+# certain: nothing runs there, whatever the guest does
+ENDED = frozenset({"SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "ERROR", "DELETED", "SOFT_DELETED"})
+AGENT_REASONS = {AgentUnreachable: "agent-unreachable", AgentMismatch: "agent-mismatch", AgentRefused: "agent-refused"}
+CONSOLE_LINES = 60
+CREATE_TRIES = 3
+FRESH_SECONDS = 30.0
+
+
+class OpenStackSpawner(Spawner):
+    """Runs each server of JupyterHub in an OpenStack server of its own."""
+
+    cloud_name = Unicode(
+        "openstack",
+        config=True,
+        help="""
+        Use the cloud of this name in clouds.yaml.
+
+        Default: `openstack`.
+        """,
+    )
+    clouds_yaml = Unicode(
+        "",
+        config=True,
+        help="""
+        Read the cloud's address and credentials from this file.
+
+        Default: empty, which means the places where openstacksdk looks by itself.
+        ref: https://docs.openstack.org/openstacksdk/latest/user/config/configuration.html
+        """,
+    )
+    image = Unicode(config=True, help="Boot this Glance image, by name or id. No default.")
+    flavor = Unicode(config=True, help="Give the server this Nova flavor, by name or id. No default.")
+    network = Unicode("hutch", config=True, help="Attach the server to this Neutron network, by name or id. Default: `hutch`.")
+    security_groups = List(
+        Unicode(),
+        config=True,
+        help="Guard the server's port with these security groups, by name or id. Default: none named, so the project's `default`.",
+    )
+    availability_zone = Unicode(config=True, help="Place the server in this availability zone. Default: empty, the cloud chooses.")
+    deployment_id = Unicode(
+        config=True,
+        help="""
+        Mark this hub's servers in the cloud with this id, a UUID. Two hubs in one project need two ids.
+
+        Default: made once and kept in `state_dir`.
+        """,
+    )
+    state_dir = Unicode(
+        ".hutch", config=True, help="Keep the keys for talking to agents, and the deployment id, in this folder. Default: `.hutch`."
+    )
+    agent_port = Int(8765, config=True, help="Reach the agent in a server at this TCP port. Default: 8765.")
+    boot_timeout_seconds = Float(
+        300, config=True, help="Give a server this many seconds from its creation until its agent listens. Default: 300."
+    )
+    stop_timeout_seconds = Float(
+        60, config=True, help="Wait this many seconds for a server to be powered off before letting go of it. Default: 60."
+    )
+    fast_listing_seconds = Float(
+        1.0, config=True, help="List the cloud's servers this often, in seconds, while something is changing. Default: 1."
+    )
+    slow_listing_seconds = Float(
+        10.0, config=True, help="List the cloud's servers this often, in seconds, when nothing is changing. Default: 10."
+    )
+    # VMs need longer than JupyterHub's 60 s: the boot, then the notebook
+    start_timeout = Int(600, config=True, help="Give a launch this many seconds in all. Default: 600.")
+    default_url = Unicode("/lab", config=True, help="Open this page of the notebook server. Default: `/lab`.")
+
+    @default("ip")
+    def _default_ip(self) -> str:
+        return "0.0.0.0"  # noqa: S104 - of the guest, where only its network's rules decide who comes in
+
+    @default("port")
+    def _default_port(self) -> int:
+        return 8888
+
+    @default("deployment_id")
+    def _default_deployment_id(self) -> str:
+        path = Path(self.state_dir) / "deployment-id"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(str(uuid.uuid4()))
+        return path.read_text().strip()
+
+    server_id = ""
+    address = ""
+    fingerprint = ""  # of the agent in server_id, once it was seen on the console
+    is_new = False  # this instance was minted for this very launch, so that the cloud cannot know it
+    launch: LaunchLog | None = None
+    is_off = False  # the last stop() ended with the server known to be off
+    _creating: asyncio.Task[str] | None = None
+    _starting = False
+
+    @property
+    def instance_id(self) -> str:
+        """Opaque, and the same for every start of this server, so that a hub which forgot everything finds it again."""
+        return str(uuid.uuid5(uuid.UUID(self.deployment_id), f"{self.user.name}/{self.name}"))
+
+    @property
+    def around(self) -> Surroundings:
+        return Surroundings.of(self)
+
+    # --- state. JupyterHub wipes it at every stop and saves it only after start(), so it is a cache; the truth is the metadata
+
+    def get_state(self) -> dict[str, Any]:
+        state = super().get_state()
+        return state | {"server_id": self.server_id, "address": self.address, "fingerprint": self.fingerprint}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.server_id = state.get("server_id", "")
+        self.address = state.get("address", "")
+        self.fingerprint = state.get("fingerprint", "")
+
+    # --- start
+
+    async def start(self) -> str:
+        """Returns the notebook's address once it answers.
+
+        JupyterHub cancels this at `start_timeout` and when the user stops a launch; it calls stop() afterwards only if poll() says
+        None. So nothing here may be lost between "the cloud took it" and the next line, cancelled or not.
+        """
+        self.launch = self.launch if self.launch and not self.launch.closed else LaunchLog()
+        self._starting, self._creating = True, None
+        try:
+            url = await self._launch(self.launch)
+        except (LaunchError, CloudError, AgentError) as error:
+            failure = self._as_launch_error(error)
+            failure.detail = await self._with_console(failure)
+            self.launch.fail(str(failure.message))
+            raise failure from error
+        except BaseException:
+            self.launch.fail("The launch was cancelled.")
+            raise
+        finally:
+            self._starting = False
+        self.launch.done(Stage.READY, seconds=self.launch.elapsed())
+        self.launch.close()
+        return url
+
+    async def _launch(self, launch: LaunchLog) -> str:
+        async with self.around.reflector.watching():
+            launch.start(Stage.CREATE)
+            await self._have_server()
+            launch.done(Stage.CREATE)
+            launch.start(Stage.BOOT)
+            await self._until_agent_listens()
+            launch.done(Stage.BOOT)
+        await self._identify(launch)
+        await self._hand_over(launch)
+        return f"http://{self.address}:{self.port}"
+
+    async def _have_server(self) -> None:
+        """Finds the server that already carries this instance's id (a hub that died half-way, a resume), else creates one."""
+        if not self.is_new:
+            if not await self.around.reflector.fresh(FRESH_SECONDS):
+                raise LaunchError("The cloud does not answer. Nothing was changed.", reason=Trouble.UNANSWERED)
+            if server := self._server_listed():
+                await self._take(server)
+                return
+        await self._create()
+
+    def _server_listed(self) -> dict[str, Any] | None:
+        servers = sorted(self.around.reflector.of_instance(self.instance_id), key=lambda server: server["created"])
+        if len(servers) > 1:
+            self.log.error("%s has %d servers, using the oldest: %s", self._log_name, len(servers), [s["id"] for s in servers])
+        return servers[0] if servers else None
+
+    async def _take(self, server: dict[str, Any]) -> None:
+        server = await self._settled(server)
+        self._remember(server["id"], address_of(server))
+        status = server["status"]
+        if status == "ERROR":
+            await self._replace(server)
+        elif status in WAKE:
+            self.log.info("%s: waking server %s from %s", self._log_name, server["id"], status)
+            await self._persist("act", self.around.cloud.act(server["id"], WAKE[status]))
+            await self.around.reflector.fresh(FRESH_SECONDS)
+        else:
+            self.log.info("%s: adopting server %s (%s)", self._log_name, server["id"], status)
+
+    async def _settled(self, server: dict[str, Any]) -> dict[str, Any]:
+        """Waits until no task (powering off, shelving) runs on a server that is not up."""
+        async with asyncio.timeout(self.stop_timeout_seconds):
+            while server["status"] not in ("BUILD", "ACTIVE", "ERROR") and server["OS-EXT-STS:task_state"]:
+                await self.around.reflector.changed()
+                server = self.around.reflector.servers.get(server["id"], server)
+        return server
+
+    async def _replace(self, server: dict[str, Any]) -> None:
+        """A server in ERROR whose disk holds nothing is made anew; any other is left for people to look at."""
+        if not self.disposable():
+            raise LaunchError(
+                "The cloud reports an error with this instance. Its disk is kept.", reason="server-error", detail=fault_of(server)
+            )
+        await self._remove()
+        await self._create()
+
+    def disposable(self) -> bool:
+        """Whether what the cloud has of this instance holds nothing of the user's, as it never came up."""
+        return False
+
+    async def _create(self) -> None:
+        cloud = self.around.cloud
+        image_id, flavor_id, network_id, *groups = await asyncio.gather(
+            cloud.image_id(self.image),
+            cloud.flavor_id(self.flavor),
+            cloud.network_id(self.network),
+            *(cloud.security_group_id(name) for name in self.security_groups),
+        )
+        # cancelled or not, what the cloud takes is remembered: stop() waits for this task and then knows the server
+        self._creating = asyncio.create_task(self._create_port_and_server(image_id, flavor_id, network_id, groups))
+        await asyncio.shield(self._creating)
+
+    async def _create_port_and_server(self, image_id: str, flavor_id: str, network_id: str, groups: list[str]) -> str:
+        cloud = self.around.cloud
+        ports = [] if self.is_new else await cloud.ports(self.instance_id, self.deployment_id)
+        port = next((port for port in ports if not port["device_id"]), None) or await cloud.create_port(
+            builders.port_request(network_id, self.instance_id, self.deployment_id, groups)
+        )
+        body = builders.server_request(
+            instance_id=self.instance_id,
+            deployment_id=self.deployment_id,
+            image_id=image_id,
+            flavor_id=flavor_id,
+            port_id=port["id"],
+            user_data=builders.user_data(self.around.identity.hub_ca_pem(), self.agent_port),
+            availability_zone=self.availability_zone,
+        )
+        try:
+            server_id = await self._create_server(body)
+        except CloudError as error:
+            if error.trouble is not Trouble.UNANSWERED:
+                await cloud.delete_port(port["id"])
+            raise
+        self._remember(server_id, port["fixed_ips"][0]["ip_address"])
+        self.log.info("%s: created server %s at %s", self._log_name, server_id, self.address)
+        return server_id
+
+    async def _create_server(self, body: dict[str, Any]) -> str:
+        """A create that was not answered may have been done: it is looked up before it is repeated."""
+        for attempt in range(1, CREATE_TRIES + 1):
+            try:
+                return await self.around.cloud.create_server(body)
+            except CloudError as error:
+                # a port in use is what Nova says when an unanswered create has taken it
+                if error.trouble not in (Trouble.UNANSWERED, Trouble.CONFLICT):
+                    raise
+                self.log.warning("%s: create %d of %d: %s %s", self._log_name, attempt, CREATE_TRIES, error, error.detail)
+                if not await self.around.reflector.fresh(FRESH_SECONDS):
+                    raise
+                if server := self._server_listed():
+                    return server["id"]
+                if attempt == CREATE_TRIES:
+                    raise
+                await asyncio.sleep(0.5 * attempt)
+        raise AssertionError("unreachable")
+
+    def _remember(self, server_id: str, address: str) -> None:
+        if server_id != self.server_id:
+            self.fingerprint = ""
+        self.server_id, self.address = server_id, address
+
+    async def _until_agent_listens(self) -> None:
+        """Waits for the agent's port, and at the same time for the cloud to say that there is no use in waiting."""
+        deadline = asyncio.get_running_loop().time() + self.boot_timeout_seconds
+        listening = asyncio.create_task(self.around.agents.wait_listening(self.address, self.agent_port, deadline))
+        trouble = asyncio.create_task(self._until_trouble())
+        try:
+            await asyncio.wait({listening, trouble}, return_when=asyncio.FIRST_COMPLETED)
+            if trouble.done():
+                await trouble
+            await listening
+        finally:
+            for task in (listening, trouble):
+                task.cancel()
+
+    async def _until_trouble(self) -> None:
+        while True:
+            server = self.around.reflector.servers.get(self.server_id)
+            if server and server["status"] in ENDED and not server["OS-EXT-STS:task_state"]:
+                await self._booted_into_trouble(server)
+            await self.around.reflector.changed()
+
+    async def _booted_into_trouble(self, server: dict[str, Any]) -> None:
+        fault = fault_of(server)
+        if self._creating is not None and server["status"] == "ERROR":
+            # made a moment ago by this very launch: there is nothing on it, and it would hold quota
+            await self._remove()
+        if "no valid host" in fault.lower():
+            raise LaunchError("There is no room in the cloud for this plan just now.", reason=Trouble.CAPACITY, detail=fault)
+        if server["status"] == "ERROR":
+            raise LaunchError("The cloud could not build this server.", reason="server-error", detail=fault)
+        raise LaunchError("The server switched itself off while it booted.", reason="server-ended", detail=server["status"])
+
+    async def _identify(self, launch: LaunchLog) -> None:
+        """Pins the agent's fingerprint, read once from the console through the cloud, to this server."""
+        if self.fingerprint:
+            return
+        launch.start(Stage.IDENTIFY)
+        pause = 0.5
+        for _ in range(8):
+            # the agent prints it before it listens, so only a slow console log lacks it
+            if fingerprint := fingerprint_from_console(await self.around.cloud.console(self.server_id)):
+                self.fingerprint = fingerprint
+                launch.done(Stage.IDENTIFY)
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 5)
+        raise LaunchError("The server did not show who it is.", reason="no-fingerprint", detail="no fingerprint on the console")
+
+    async def _hand_over(self, launch: LaunchLog) -> None:
+        """Gives the agent this launch's identity, and passes on the stages that it tells."""
+        self.ip = self.address
+        session = builders.agent_session(uuid.uuid4().hex, self.account(), self.get_env(), self.get_args(), self.port)
+        async for event in self.around.agents.push(self.address, self.fingerprint, session):
+            stage = Stage(event["stage"])
+            if event["state"] == "started":
+                launch.start(stage)
+            elif stage is not Stage.READY:
+                launch.done(stage, seconds=event.get("seconds"))
+
+    def account(self) -> str:
+        """The Unix account in the server: the user's name, in what Unix allows."""
+        return re.sub(r"[^a-z0-9_-]", "-", self.user.name.lower())[:32]
+
+    def _as_launch_error(self, error: LaunchError | CloudError | AgentError) -> LaunchError:
+        stage = (self.launch.current or Stage.CREATE) if self.launch else Stage.CREATE
+        if isinstance(error, LaunchError):
+            error.stage = error.stage or stage
+            return error
+        reason = error.trouble if isinstance(error, CloudError) else AGENT_REASONS.get(type(error), "agent-failed")
+        return LaunchError(str(error), reason=reason, stage=stage, detail=getattr(error, "detail", ""))
+
+    async def _with_console(self, failure: LaunchError) -> str:
+        """The detail of a failure, with the end of the console log when there is a server to have one."""
+        if (
+            failure.stage not in (Stage.BOOT, Stage.IDENTIFY, Stage.ACCOUNT, Stage.ENVIRONMENT, Stage.NOTEBOOK)
+            or not self.server_id
+        ):
+            return failure.detail
+        try:
+            console = await self.around.cloud.console(self.server_id, CONSOLE_LINES)
+        except CloudError as error:
+            console = f"(no console log: {error})"
+        return f"{failure.detail}\n--- console ---\n{console}".strip()
+
+    async def _persist(self, what: str, call: Awaitable[T]) -> T:
+        """Lets a call to the cloud run to its end, whoever cancels us meanwhile."""
+        return await asyncio.shield(asyncio.ensure_future(call))
+
+    # --- progress
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        """Tells the stages from the first on. Each open page calls this anew, and an exception here would break the page."""
+        if self.launch is not None:
+            async for event in self.launch.follow():
+                yield event
+
+    # --- poll
+
+    async def poll(self) -> int | None:
+        """None while the server runs, starts, or may do so; an exit status only when the cloud is certain.
+
+        JupyterHub takes a status as "it is gone": it forgets the server and never calls stop(). An exception counts the same
+        at its start. So this never raises, and an unknown is not an end.
+        """
+        if self._starting or (self._creating and not self._creating.done()):
+            return None
+        if not self.server_id:
+            return 0
+        reflector = self.around.reflector
+        await reflector.some(within_seconds=5)
+        server = reflector.servers.get(self.server_id)
+        if server is None:
+            return await self._poll_unlisted()
+        if server["status"] in ENDED and not server["OS-EXT-STS:task_state"]:
+            return 1 if server["status"] == "ERROR" else 0
+        return None
+
+    async def _poll_unlisted(self) -> int | None:
+        """Not in the listing is not gone: Nova itself has to say so."""
+        if self.around.reflector.listed_at is None or self.around.reflector.failures:
+            return None
+        try:
+            return 0 if await self.around.cloud.server(self.server_id) is None else None
+        except CloudError:
+            return None
+
+    async def get_url(self) -> str:
+        """Asked at a hub's start for servers that run, as an address may have changed meanwhile."""
+        server = self.around.reflector.servers.get(self.server_id)
+        if server is not None:
+            self.address = address_of(server) or self.address
+        return f"http://{self.address}:{self.port}"
+
+    # --- stop
+
+    def stop_is_meant(self) -> bool:
+        """Whether somebody asked for this stop.
+
+        JupyterHub also stops servers by itself: after a failed launch, and at its own start those that do not answer in time,
+        however healthy. Only a stop that came through its handlers leaves a future on the spawner.
+        """
+        return getattr(self, "_stop_future", None) is not None
+
+    async def stop(self, now: bool = False) -> None:
+        """Powers the server off if that is meant; its disk stays. Never raises: JupyterHub would answer 204 and forget it."""
+        self.is_off = False
+        await self._creation_settled()
+        if not self.stop_is_meant():
+            self.log.warning("%s: nobody asked to stop server %s, it is left as it is", self._log_name, self.server_id)
+            return
+        try:
+            async with asyncio.timeout(self.stop_timeout_seconds), self.around.reflector.watching():
+                await self._power_off()
+            self.is_off = True
+        except (CloudError, TimeoutError) as error:
+            self.log.error("%s: server %s is not known to be off yet: %r", self._log_name, self.server_id, error)
+
+    async def _creation_settled(self) -> None:
+        if self._creating is not None:
+            await asyncio.wait({self._creating}, timeout=self.stop_timeout_seconds)
+
+    async def _power_off(self) -> None:
+        """Asks again and again, with growing pauses, until the cloud says that the server is off."""
+        pause = 0.5
+        while self.server_id:
+            try:
+                server = await self.around.cloud.server(self.server_id)
+                if server is None or (server["status"] in ENDED and not server["OS-EXT-STS:task_state"]):
+                    return
+                if server["OS-EXT-STS:task_state"] != "powering-off":
+                    await self.around.cloud.act(self.server_id, "os-stop")
+            except CloudError as error:
+                self.log.warning("%s: stopping server %s: %s %s", self._log_name, self.server_id, error, error.detail)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 10)
+
+    # --- removal
+
+    async def delete_forever(self) -> None:
+        """The user or the named server was deleted. JupyterHub swallows what is raised here and drops its row."""
+        await self._creation_settled()
+        await self._remove()
+
+    async def _remove(self) -> None:
+        self.log.info("%s: deleting what the cloud has of instance %s", self._log_name, self.instance_id)
+        await self._persist("remove", remove_instance(self.around.cloud, self.deployment_id, self.instance_id))
+        self.server_id = self.address = self.fingerprint = ""
+
+
+def address_of(server: dict[str, Any]) -> str:
+    """The first fixed address of a server as Nova describes it, '' before it has one."""
+    for addresses in server["addresses"].values():
+        for address in addresses:
+            if address.get("OS-EXT-IPS:type", "fixed") == "fixed":
+                return address["addr"]
+    return ""
+
+
+def fault_of(server: dict[str, Any]) -> str:
+    fault = server.get("fault") or {}
+    return f"{fault.get('code', '')} {fault.get('message', '')}".strip() or server["status"]

@@ -1,0 +1,148 @@
+"""One listing of the cloud's servers for all spawners together (KubeSpawner's idea): its rate does not grow with launches.
+
+It lists fast while something is changing and slowly when nothing is; it never gives up, and its health is visible. What it cannot
+see is unknown, never gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+
+from . import builders
+from .cloud import CloudError
+
+LISTINGS = Counter("hutch_cloud_listings", "Listings of the cloud's servers", ["outcome"])
+LISTED_SERVERS = Gauge("hutch_cloud_servers", "Servers of this deployment at the last good listing")
+LISTED_AT = Gauge("hutch_cloud_listed_timestamp_seconds", "When the last good listing began")
+
+Server = dict[str, Any]
+
+
+class Reflector:
+    """What the cloud has, as of `listed_at` (monotonic seconds at which the last good listing began)."""
+
+    def __init__(
+        self, list_servers: Callable[[], Awaitable[list[Server]]], *, fast_seconds: float, slow_seconds: float, log: logging.Logger
+    ) -> None:
+        self._list_servers = list_servers
+        self._fast, self._slow = fast_seconds, slow_seconds
+        self.log = log
+        self.servers: dict[str, Server] = {}
+        self.listed_at: float | None = None
+        self.failures = 0
+        self.last_error = ""
+        self._watchers = 0
+        self._wanted_after = 0.0
+        self._wake = asyncio.Event()
+        self._listed = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    def of_instance(self, instance_id: str) -> list[Server]:
+        return [server for server in self.servers.values() if server["metadata"].get(builders.INSTANCE_KEY) == instance_id]
+
+    def age_seconds(self) -> float | None:
+        return None if self.listed_at is None else time.monotonic() - self.listed_at
+
+    async def fresh(self, within_seconds: float) -> bool:
+        """Waits for a good listing that began after this call; False when there was none in time."""
+        asked_at = time.monotonic()
+        self._wanted_after = asked_at
+        self._run()
+        self._wake.set()
+        return await self._wait_for(lambda: self.listed_at is not None and self.listed_at >= asked_at, within_seconds)
+
+    async def some(self, within_seconds: float) -> bool:
+        """Waits until there was any good listing; for a hub that has just started."""
+        self._run()
+        return await self._wait_for(lambda: self.listed_at is not None, within_seconds)
+
+    async def changed(self) -> None:
+        """Waits for the next good listing."""
+        before = self.listed_at
+        self._run()
+        await self._wait_for(lambda: self.listed_at != before, None)
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """While any such block runs, listings are fast."""
+        self._watchers += 1
+        self._run()
+        self._wake.set()
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+
+    async def _wait_for(self, condition: Callable[[], bool], within_seconds: float | None) -> bool:
+        try:
+            async with asyncio.timeout(within_seconds), self._listed:
+                await self._listed.wait_for(condition)
+        except TimeoutError:
+            return False
+        return True
+
+    def _run(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._list_for_ever(), name="reflector")
+
+    async def _list_for_ever(self) -> None:
+        while True:
+            self._wake.clear()
+            await self._list_once()
+            pause = self._pause_seconds()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            # who asks in the middle of a listing gets the next one, not one per asker
+            if self.failures:
+                await asyncio.sleep(min(self._fast, pause))
+
+    def _pause_seconds(self) -> float:
+        if self.listed_at is not None and not self.failures and self._wanted_after > self.listed_at:
+            return 0.0
+        if self.failures:
+            return min(self._fast * 2**self.failures, 30.0) * random.uniform(0.7, 1.3)  # noqa: S311
+        return self._fast if self._watchers else self._slow
+
+    async def _list_once(self) -> None:
+        began = time.monotonic()
+        try:
+            servers = await self._list_servers()
+        except CloudError as error:
+            self._failed(f"{error} {error.detail}")
+        except Exception as error:
+            # a listing in an unexpected shape must not end the loop that everything else relies on
+            self.log.exception("the cloud's listing could not be read")
+            self._failed(repr(error))
+        else:
+            if self.failures:
+                self.log.warning("the cloud answers again, after %d listings that failed", self.failures)
+            self.failures, self.last_error = 0, ""
+            self.servers = {server["id"]: server for server in servers}
+            self.listed_at = began
+            LISTINGS.labels("done").inc()
+            LISTED_SERVERS.set(len(servers))
+            LISTED_AT.set(time.time() - (time.monotonic() - began))
+            async with self._listed:
+                self._listed.notify_all()
+
+    def _failed(self, error: str) -> None:
+        self.failures += 1
+        self.last_error = error
+        LISTINGS.labels("failed").inc()
+        if self.failures == 1:
+            self.log.error("the cloud's servers cannot be listed, their state is unknown until they can: %s", error)
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
