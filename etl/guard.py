@@ -23,6 +23,5 @@ def objections(changes: Mapping[str, Change], max_share: float = MAX_REMOVED_SHA
 
 
 def _too_many(change: Change, max_share: float) -> bool:
-    if len(change.ended) == change.live:
-        return change.live > 0 and not change.added and not change.changed
-    return len(change.ended) > HANDFUL and len(change.ended) > max_share * change.live
+    comes_empty = 0 < change.live == len(change.ended) and not change.added and not change.changed
+    return comes_empty or (len(change.ended) > HANDFUL and len(change.ended) > max_share * change.live)
