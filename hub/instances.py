@@ -121,6 +121,14 @@ def latest_intent(session: Session, instance_id: str) -> Intent | None:
     return session.scalar(select(Intent).where(Intent.instance_id == instance_id).order_by(Intent.id.desc()).limit(1))
 
 
+def in_force(intents: Sequence[Intent]) -> Intent | None:
+    """The newest intent that counts, of those given oldest first: a stop or a deletion that was not carried out does not."""
+    for intent in reversed(intents):
+        if intent.kind == IntentKind.LAUNCH or intent.outcome not in (Outcome.FAILED, Outcome.CANCELLED):
+            return intent
+    return None
+
+
 def mark_deleted(session: Session, instance: Instance, actor: str, reason: str, grace: timedelta) -> None:
     """Marks the instance; its server is deleted by the steward after the grace, in which the owner can restore it."""
     if instance.deleted_at is not None:

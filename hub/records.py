@@ -14,6 +14,7 @@ from .database.tables import (
     ExperimentMember,
     FacilityRole,
     Instance,
+    InstanceMember,
     InstrumentScientist,
     Plan,
     User,
@@ -109,6 +110,22 @@ def find_instance(session: Session, login: str, server_name: str) -> Instance | 
         .where(User.login == login, Instance.server_name == server_name, Instance.deleted_at.is_(None))
         .options(joinedload(Instance.plan), selectinload(Instance.experiments))
     )
+
+
+def instances_owned(session: Session, user_id: str) -> list[Instance]:
+    """All instances of a person that still have a server, newest first; those marked for deletion too."""
+    query = (
+        select(Instance)
+        .where(Instance.owner_id == user_id, Instance.purged_at.is_(None))
+        .options(
+            joinedload(Instance.plan),
+            selectinload(Instance.experiments).options(joinedload(Experiment.proposal), joinedload(Experiment.instrument)),
+            selectinload(Instance.members).joinedload(InstanceMember.user),
+            selectinload(Instance.intents),
+        )
+        .order_by(Instance.created_at.desc())
+    )
+    return list(session.scalars(query))
 
 
 def groups_of(session: Session, person: Person) -> list[str]:

@@ -1,0 +1,1 @@
+"""The web service where scientists see their instances and launch new ones."""

@@ -1,0 +1,61 @@
+"""Starts the portal as JupyterHub's managed service, and ends it with the hub that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import ssl
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from ..configuration import load
+from .app import create_app
+
+# ref: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(parent: int) -> None:
+    """A hub that was killed cannot end its services; a new hub starts its own and needs the port."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("portal: the hub that started it is gone")
+
+
+def tls() -> dict[str, Any]:
+    """What uvicorn needs when JupyterHub runs with internal_ssl: then only its proxy may connect."""
+    certificate = os.environ.get("JUPYTERHUB_SSL_CERTFILE")
+    if not certificate:
+        return {}
+    return {
+        "ssl_certfile": certificate,
+        "ssl_keyfile": os.environ["JUPYTERHUB_SSL_KEYFILE"],
+        "ssl_ca_certs": os.environ["JUPYTERHUB_SSL_CLIENT_CA"],
+        "ssl_cert_reqs": ssl.CERT_REQUIRED,
+    }
+
+
+def main() -> None:
+    end_with_parent(os.getppid())
+    hutch = load()
+    where = urlsplit(os.environ.get("JUPYTERHUB_SERVICE_URL", f"http://127.0.0.1:{hutch.portal_port}"))
+    uvicorn.run(
+        create_app(hutch),
+        host=where.hostname or "127.0.0.1",
+        port=where.port or hutch.portal_port,
+        log_level="warning",
+        access_log=False,
+        # open event streams do not hold up the end
+        timeout_graceful_shutdown=1,
+        # JupyterHub's proxy is the only one that connects
+        forwarded_allow_ips="127.0.0.1",
+        server_header=False,
+        **tls(),
+    )
+
+
+main()

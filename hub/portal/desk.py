@@ -1,0 +1,101 @@
+"""What a route has before it: who asks, the facility's record of them, the database, and the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
+
+import structlog
+from fastapi import Depends, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.concurrency import run_in_threadpool
+
+from ..access import Person
+from ..configuration import Hutch
+from ..errors import HutchError
+from ..records import find_person
+from .hub_api import HubApi, Server
+from .identity import SignedIn, Visitor
+from .rendering import Pages
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+log = structlog.get_logger("portal")
+
+
+class UnknownPerson(HutchError):
+    """Signed in, but the facility's records do not know them."""
+
+    def __init__(self, login: str) -> None:
+        super().__init__(f"The facility does not know {login}.")
+        self.login = login
+
+
+@dataclass(frozen=True)
+class Desk:
+    request: Request
+    visitor: Visitor
+    person: Person
+    at: datetime
+
+    @property
+    def hutch(self) -> Hutch:
+        return self.request.app.state.hutch
+
+    @property
+    def hub(self) -> HubApi:
+        return self.request.app.state.hub
+
+    @property
+    def pages(self) -> Pages:
+        return self.request.app.state.pages
+
+    async def run(
+        self, work: Callable[Concatenate[Session, Arguments], Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Do work in one transaction of the database, in a thread."""
+        return await _in_session(self.request, work, *args, **kwargs)
+
+    async def servers(self) -> dict[str, Server]:
+        return await self.hub.servers(self.visitor.login, self.visitor.token)
+
+    def page(self, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+        return self.pages.render(self.request, template, status=status, **context)
+
+    def fragment(self, template: str, **context: Any) -> str:
+        return self.pages.fragment(self.request, template, **context)
+
+    def go(self, path: str = "") -> RedirectResponse:
+        """To another page of the portal, after something was done."""
+        return RedirectResponse(self.pages.base + path, status_code=303)
+
+    def log(self, event: str, **fields: Any) -> None:
+        log.info(event, login=self.visitor.login, **fields)
+
+
+async def _desk(request: Request, visitor: SignedIn) -> Desk:
+    request.state.login = visitor.login
+    at = datetime.now(UTC)
+    person = await _in_session(request, find_person, visitor.login, at, request.app.state.hutch.default_quota)
+    if person is None:
+        raise UnknownPerson(visitor.login)
+    return Desk(request, visitor, person, at)
+
+
+async def _in_session(
+    request: Request, work: Callable[Concatenate[Session, Arguments], Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    maker: sessionmaker[Session] = request.app.state.sessions
+
+    def in_transaction() -> Result:
+        with maker.begin() as session:
+            return work(session, *args, **kwargs)
+
+    return await run_in_threadpool(in_transaction)
+
+
+AtDesk = Annotated[Desk, Depends(_desk)]

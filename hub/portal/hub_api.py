@@ -1,0 +1,129 @@
+"""The few calls of JupyterHub's REST API that the portal makes, each with the token of the user for whom it is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+from ..errors import HutchError
+
+ANSWER_SECONDS = 30
+# the hub sends a keep-alive line every 8 s
+SILENCE_SECONDS = 30
+
+
+class HubUnreachable(HutchError):
+    """The hub does not answer, or not as a hub: nothing is known of what runs."""
+
+
+class HubRefusal(HutchError):
+    """The hub answered no; the message is for people."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What JupyterHub says of a named server now. url: where browsers find it, with a slash at its end."""
+
+    name: str
+    ready: bool = False
+    pending: str | None = None
+    url: str = ""
+    display_name: str = ""
+
+
+class HubApi:
+    """JupyterHub as one user may use it. Make it inside a running event loop, and close it."""
+
+    def __init__(self, api_url: str, public_host: str = "", ssl: Any = True) -> None:
+        self._api_url = api_url.rstrip("/")
+        self._public_host = public_host
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ssl, limit=0))
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def servers(self, login: str, token: str) -> dict[str, Server]:
+        """The user's servers that run, start or stop; one that is not among them does none of these."""
+        model = await self._call("GET", f"/users/{_quoted(login)}", token)
+        return {name: self._server(server) for name, server in model.get("servers", {}).items()}
+
+    async def start(self, login: str, token: str, name: str, display_name: str, options: dict[str, Any] | None = None) -> None:
+        """Start a server; without options it keeps those that it had."""
+        await self._call("POST", _server_path(login, name), token, {"display_name": display_name, "user_options": options})
+
+    async def stop(self, login: str, token: str, name: str, *, remove: bool = False) -> None:
+        """Stop a server, or a launch that is under way. One that the hub does not know counts as stopped."""
+        try:
+            await self._call("DELETE", _server_path(login, name), token, {"remove": remove})
+        except HubRefusal as refusal:
+            if refusal.status != 404:
+                raise
+
+    async def progress(self, login: str, token: str, name: str) -> AsyncIterator[dict[str, Any]]:
+        """The events of a launch from its beginning, until it has ended; none when nothing is starting."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS)
+        try:
+            async with self._session.get(
+                f"{self._api_url}{_server_path(login, name)}/progress", headers=_headers(token), timeout=timeout
+            ) as answer:
+                if answer.status >= 400:
+                    return
+                async for line in answer.content:
+                    if line.startswith(b"data:"):
+                        yield json.loads(line.removeprefix(b"data:"))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise HubUnreachable(f"The hub broke off while it told of {name}: {error}") from error
+
+    async def _call(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            async with self._session.request(
+                method,
+                f"{self._api_url}{path}",
+                headers=_headers(token),
+                json=body,
+                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+            ) as answer:
+                text = await answer.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise HubUnreachable(f"The hub did not answer to {method} {path}: {error}") from error
+        if answer.status >= 400:
+            raise HubRefusal(answer.status, _message(text, answer.status))
+        return json.loads(text) if text.startswith("{") else {}
+
+    def _server(self, model: dict[str, Any]) -> Server:
+        return Server(
+            name=model["name"],
+            ready=bool(model["ready"]),
+            pending=model["pending"],
+            url=model.get("full_url") or self._public_host + model["url"],
+            display_name=model.get("display_name") or model["name"],
+        )
+
+
+def _headers(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _server_path(login: str, name: str) -> str:
+    return f"/users/{_quoted(login)}/servers/{_quoted(name)}"
+
+
+def _message(text: str, status: int) -> str:
+    try:
+        message = json.loads(text)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = ""
+    return message or f"The hub refused without a reason (status {status})."

@@ -1,0 +1,128 @@
+"""Who is asking: JupyterHub's OAuth, with the user's own token kept in an encrypted cookie."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode, urlsplit
+
+from cryptography.fernet import Fernet, InvalidToken
+from fastapi import Depends, Request
+from fastapi.responses import RedirectResponse, Response
+from jupyterhub.services.auth import HubOAuth
+from tornado.web import HTTPError
+
+from ..errors import HutchError
+from .hub_api import HubUnreachable
+
+COOKIE = "hutch-portal"
+STATE_COOKIE = "hutch-portal-state"
+STATE_SECONDS = 600
+# how long a token that the hub has revoked may still be believed
+CACHE_SECONDS = 10
+
+
+class SignInNeeded(HutchError):
+    """Nobody is signed in, or the token has ended."""
+
+
+class AccessRefused(HutchError):
+    """Signed in, but not allowed to use the portal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """The user who is signed in, and their own token at the hub."""
+
+    login: str
+    token: str
+
+
+class Identity:
+    """The portal's end of OAuth. Its state between two requests is in the browser, so that a restart loses nothing."""
+
+    def __init__(self, key_file: Path) -> None:
+        self.auth = HubOAuth(cache_max_age=CACHE_SECONDS)
+        self._fernet = Fernet(_key(key_file))
+        self._secure = urlsplit(os.environ.get("JUPYTERHUB_PUBLIC_URL", "")).scheme == "https"
+
+    async def visitor(self, request: Request) -> Visitor:
+        token = self._opened(request.cookies.get(COOKIE))
+        if not token:
+            raise SignInNeeded
+        try:
+            user = await self.auth.user_for_token(token, sync=False)
+        except HTTPError as error:
+            raise HubUnreachable(f"The hub did not say who is asking: {error}") from error
+        if user is None or user["kind"] != "user":
+            raise SignInNeeded
+        if not self.auth.check_scopes(self.auth.access_scopes, user):
+            raise AccessRefused
+        return Visitor(user["name"], token)
+
+    def send_to_sign_in(self, next_path: str) -> Response:
+        """To the hub, and from there back to next_path."""
+        state = secrets.token_urlsafe(16)
+        verifier, challenge, method = self.auth.generate_pkce_code_challenge()
+        query = urlencode({"state": state, "code_challenge": challenge, "code_challenge_method": method})
+        answer = RedirectResponse(f"{self.auth.login_url}&{query}", status_code=302)
+        kept = json.dumps({"state": state, "verifier": verifier, "next": next_path})
+        self._keep(answer, _state_cookie(state), kept, path=self._callback_path, max_age=STATE_SECONDS)
+        return answer
+
+    async def come_back(self, request: Request) -> Response:
+        """The hub sends the browser back here, with a code for a token."""
+        state, code = request.query_params.get("state", ""), request.query_params.get("code", "")
+        kept = json.loads(self._opened(request.cookies.get(_state_cookie(state)), STATE_SECONDS) or "{}")
+        if not (state and code and kept.get("state") == state):
+            raise SignInNeeded
+        try:
+            token = await self.auth.token_for_code(code, code_verifier=kept["verifier"], sync=False)
+        except HTTPError as error:
+            raise HubUnreachable(f"The hub gave no token: {error}") from error
+        answer = RedirectResponse(kept["next"], status_code=302)
+        self._keep(answer, COOKIE, token, path=self.auth.base_url)
+        answer.delete_cookie(_state_cookie(state), path=self._callback_path)
+        return answer
+
+    @property
+    def _callback_path(self) -> str:
+        return urlsplit(self.auth.oauth_redirect_uri).path
+
+    def _keep(self, answer: Response, name: str, value: str, **options: Any) -> None:
+        sealed = self._fernet.encrypt(value.encode()).decode()
+        answer.set_cookie(name, sealed, httponly=True, samesite="lax", secure=self._secure, **options)
+
+    def _opened(self, sealed: str | None, seconds: int | None = None) -> str:
+        try:
+            return self._fernet.decrypt((sealed or "").encode(), ttl=seconds).decode()
+        except InvalidToken:
+            return ""
+
+
+def _state_cookie(state: str) -> str:
+    """One cookie for each sign-in that is under way, as people open several pages at once."""
+    return f"{STATE_COOKIE}-{state[:8]}"
+
+
+def _key(file: Path) -> bytes:
+    """The key of the cookies, made by whoever comes first and readable by this account only."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return file.read_bytes()
+    with os.fdopen(handle, "wb") as out:
+        out.write(key := Fernet.generate_key())
+    return key
+
+
+async def _visitor(request: Request) -> Visitor:
+    return await request.app.state.identity.visitor(request)
+
+
+SignedIn = Annotated[Visitor, Depends(_visitor)]

@@ -1,0 +1,117 @@
+"""An instance's own page: its launch as it happens, what became of it, and its history."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from time import monotonic
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from sqlalchemy.orm import Session
+
+from ..access import Action
+from ..instances import State, expected_seconds
+from . import views
+from .desk import AtDesk, Desk
+from .hub_api import HubUnreachable
+from .pages import own_instance
+
+TICK_SECONDS = 1
+
+routes = APIRouter()
+
+
+@routes.get("/instances/{name}")
+async def instance(desk: AtDesk, name: str, open: str = "") -> Response:
+    """With ?open=1, as a launch leads here, it goes on to the notebook as soon as there is one."""
+    shown = await _shown(desk, name)
+    card: views.Card = shown["card"]
+    if open and card.notebook_url:
+        return RedirectResponse(card.notebook_url, status_code=303)
+    return desk.page("instance.html", **shown, go_on=False)
+
+
+@routes.get("/instances/{name}/progress")
+async def progress(desk: AtDesk, name: str) -> Response:
+    """The launch as server-sent events, each a piece of HTML: stages, status, clock, slow, and at the end done."""
+    if desk.request.headers.get("Accept") != "text/event-stream":
+        return desk.go(f"instances/{name}")
+    shown = await _shown(desk, name)
+    return StreamingResponse(_told(desk, name, shown["launch"]), media_type="text/event-stream")
+
+
+async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> dict:
+    """What the page shows. A launch that the hub has only just accepted may have no row yet."""
+    servers = await desk.servers()
+    server = servers.get(name)
+
+    def found(session: Session) -> dict:
+        try:
+            row = own_instance(session, desk, name, Action.SEE)
+        except HTTPException:
+            if server is None and launch is None:
+                raise
+            return {"card": views.unrecorded(name, server, launch), "launch": launch or views.Launch(), "history": []}
+        return {
+            "card": views.card(row, server, desk.person, desk.at, launch),
+            "launch": launch or views.launch_under_way(row.intents, desk.at, expected_seconds(session, row.plan_id)),
+            "history": views.history(row.events, desk.person, desk.at),
+        }
+
+    return await desk.run(found)
+
+
+async def _told(desk: Desk, name: str, launch: views.Launch) -> AsyncIterator[str]:
+    began = monotonic() - launch.elapsed_seconds
+    heard = slow = False
+    async for event in _with_ticks(desk.hub.progress(desk.visitor.login, desk.visitor.token, name)):
+        if event is not None:
+            heard = True
+            launch.take(event)
+            began = min(began, monotonic() - launch.elapsed_seconds)
+            yield _sse("stages", desk.fragment("parts/stages.html", launch=launch))
+            yield _sse("status", launch.now)
+        elapsed = monotonic() - began
+        yield _sse("clock", launch.clock(elapsed))
+        if launch.is_slow(elapsed) and not slow:
+            slow = True
+            yield _sse("slow", desk.fragment("parts/slow.html", launch=launch))
+    if not heard:
+        # the hub knows of no launch: do not come back at once
+        await asyncio.sleep(TICK_SECONDS)
+    with suppress(HubUnreachable):
+        shown = await _shown(desk, name, launch)
+        go_on = shown["card"].state is State.RUNNING
+        yield _sse("done", desk.fragment("parts/live.html", **shown, go_on=go_on))
+
+
+async def _with_ticks(events: AsyncIterator[dict]) -> AsyncIterator[dict | None]:
+    """The events, and None each time that a second passed without one. A hub that goes away ends it."""
+    queue: asyncio.Queue[dict | None] = asyncio.Queue()
+
+    async def read() -> None:
+        with suppress(HubUnreachable):
+            async for event in events:
+                queue.put_nowait(event)
+        queue.put_nowait(None)
+
+    reading = asyncio.create_task(read())
+    try:
+        while True:
+            try:
+                event = await asyncio.wait_for(queue.get(), TICK_SECONDS)
+            except TimeoutError:
+                yield None
+                continue
+            if event is None:
+                return
+            yield event
+    finally:
+        reading.cancel()
+
+
+def _sse(event: str, html: str) -> str:
+    lines = "".join(f"data: {line}\n" for line in html.splitlines())
+    return f"event: {event}\n{lines}\n"

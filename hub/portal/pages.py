@@ -1,0 +1,204 @@
+"""My instances, a new instance, and what is done with one: start, stop, delete, restore."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from urllib.parse import quote
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from ..access import Action, Person, PlanOffer, may_act, may_launch
+from ..database.tables import Instance, Intent, IntentKind, Outcome
+from ..errors import HutchError
+from ..instances import conclude, intend, launch_seconds, mark_deleted, restore
+from ..records import count_owned, experiments_of, find_instance, find_plan, instances_owned, plans_offered
+from . import new_instance, views
+from .desk import AtDesk, Desk
+from .hub_api import HubRefusal
+
+routes = APIRouter()
+
+
+def own_instance(session: Session, desk: Desk, name: str, action: Action) -> Instance:
+    """The visitor's instance of that name. What is not theirs is not there: a page must not reveal that it exists."""
+    instance = find_instance(session, desk.visitor.login, name)
+    if instance is None or not may_act(desk.person, action, instance.owner_id):
+        raise HTTPException(404)
+    return instance
+
+
+def instance_path(name: str) -> str:
+    return f"instances/{quote(name, safe='')}"
+
+
+@routes.get("/")
+async def my_instances(desk: AtDesk) -> HTMLResponse:
+    servers = await desk.servers()
+
+    def shown(session: Session) -> tuple[list[views.Card], list[views.DeletedCard]]:
+        rows = instances_owned(session, desk.person.id)
+        return views.cards(rows, servers, desk.person, desk.at), views.deleted_cards(rows, desk.at)
+
+    cards, deleted = await desk.run(shown)
+    return desk.page(
+        "instances.html",
+        cards=cards,
+        deleted=deleted,
+        summary=views.summary(cards),
+        changing=any(card.changing for card in cards),
+        person=desk.person,
+    )
+
+
+# --- a new instance
+
+
+@routes.get("/new")
+async def new(desk: AtDesk) -> HTMLResponse:
+    return await _form(desk, new_instance.read(desk.request.query_params))
+
+
+@routes.post("/new")
+async def launch(desk: AtDesk) -> Response:
+    wish = new_instance.read(await desk.request.form())
+    servers = await desk.servers()
+    plan, refusal, name = await desk.run(_check, desk.person, wish, servers)
+    if refusal or plan is None:
+        return await _form(desk, wish, refusal)
+    options = {"plan": plan.id, "experiments": list(wish.experiments)}
+    try:
+        await desk.hub.start(desk.visitor.login, desk.visitor.token, name, wish.name, options)
+    except HubRefusal as error:
+        # a launch that began and failed at once has a page, which says more
+        if error.status < 500 or not await desk.run(find_instance, desk.visitor.login, name):
+            desk.log("launch-refused", server=name, status=error.status, reason=str(error))
+            return await _form(desk, wish, str(error))
+    desk.log("launch-asked", server=name, plan=plan.id, experiments=list(wish.experiments))
+    return desk.go(f"{instance_path(name)}?open=1")
+
+
+def _check(session: Session, person: Person, wish: new_instance.Wish, servers) -> tuple[PlanOffer | None, str, str]:
+    """The plan; the refusal, empty when there is none; the name that the server gets."""
+    plan = find_plan(session, wish.plan)
+    if words := new_instance.problem(wish, plan):
+        return plan, words, ""
+    assert plan is not None
+    mine = {visit.id: visit for visit in experiments_of(session, person.id)}
+    unknown = [name for name in wish.experiments if name not in mine]
+    if unknown:
+        return plan, f"You are not a member of experiment {', '.join(unknown)} in the user office's records.", ""
+    chosen = [mine[name] for name in wish.experiments]
+    decision = may_launch(person, plan, chosen, owned=count_owned(session, person.id))
+    if not chosen and not wish.none and decision:
+        return plan, "Choose at least one experiment, or tick “none of them”.", ""
+    # a name is kept for one that was deleted, too, so that it can be restored
+    taken = {row.server_name for row in instances_owned(session, person.id)} | set(servers)
+    return plan, decision.reason, new_instance.free_server_name(wish.name, taken)
+
+
+async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLResponse:
+    def offered(session: Session) -> new_instance.Offer:
+        visits, plans = experiments_of(session, desk.person.id), plans_offered(session)
+        owned = instances_owned(session, desk.person.id)
+        return new_instance.offer(
+            new_instance.prefilled(wish, desk.person, visits, desk.at),
+            desk.person,
+            visits,
+            plans,
+            owned=count_owned(session, desk.person.id),
+            last_plan=owned[0].plan_id if owned else "",
+            seconds={plan.id: launch_seconds(session, plan.id) for plan in plans},
+            at=desk.at,
+        )
+
+    offer = await desk.run(offered)
+    return desk.page("new.html", status=422 if refusal else 200, offer=offer, refusal=refusal)
+
+
+# --- start, stop, delete, restore
+
+
+@routes.post("/instances/{name}/start")
+async def start(desk: AtDesk, name: str) -> RedirectResponse:
+    instance = await desk.run(own_instance, desk, name, Action.START)
+    try:
+        await desk.hub.start(desk.visitor.login, desk.visitor.token, name, instance.display_name)
+    except HubRefusal as error:
+        if error.status < 500:
+            raise
+    desk.log("start-asked", server=name, instance=instance.id)
+    return desk.go(f"{instance_path(name)}?open=1")
+
+
+@routes.post("/instances/{name}/stop")
+async def stop(desk: AtDesk, name: str) -> RedirectResponse:
+    """Also cancels a launch."""
+
+    def wanted(session: Session) -> Intent:
+        return intend(session, own_instance(session, desk, name, Action.STOP).id, IntentKind.STOP, desk.visitor.login)
+
+    intent = await desk.run(wanted)
+    try:
+        await desk.hub.stop(desk.visitor.login, desk.visitor.token, name)
+    except HutchError as error:
+        await desk.run(_call_off, intent.id, str(error))
+        raise
+    desk.log("stop-asked", server=name, instance=intent.instance_id)
+    return desk.go(instance_path(name))
+
+
+def _call_off(session: Session, intent_id: int, why: str) -> None:
+    """Nothing came of an intent, so nobody may act on it later."""
+    intent = session.get_one(Intent, intent_id)
+    if intent.outcome is None:
+        conclude(session, intent, Outcome.FAILED, message=why)
+
+
+@routes.get("/instances/{name}/delete")
+async def ask_delete(desk: AtDesk, name: str) -> HTMLResponse:
+    servers = await desk.servers()
+
+    def shown(session: Session) -> views.Card:
+        return views.card(own_instance(session, desk, name, Action.DELETE), servers.get(name), desk.person, desk.at)
+
+    return desk.page("delete.html", card=await desk.run(shown), grace=_grace(desk))
+
+
+@routes.post("/instances/{name}/delete")
+async def delete(desk: AtDesk, name: str) -> RedirectResponse:
+    def marked(session: Session) -> Instance:
+        instance = own_instance(session, desk, name, Action.DELETE)
+        mark_deleted(session, instance, desk.visitor.login, "", _grace(desk))
+        return instance
+
+    instance = await desk.run(marked)
+    try:
+        await desk.hub.stop(desk.visitor.login, desk.visitor.token, name, remove=True)
+    except HutchError:
+        await desk.run(_restore, desk, instance.id)
+        raise
+    desk.log("delete-asked", server=name, instance=instance.id)
+    return desk.go()
+
+
+@routes.post("/deleted/{instance_id}/restore")
+async def restore_deleted(desk: AtDesk, instance_id: str) -> Response:
+    try:
+        await desk.run(_restore, desk, instance_id)
+    except ValueError as error:
+        return desk.page("error.html", status=409, kind="hub-refused", phrase="Conflict", message=str(error))
+    desk.log("restored", instance=instance_id)
+    return desk.go()
+
+
+def _restore(session: Session, desk: Desk, instance_id: str) -> None:
+    instance = session.get(Instance, instance_id)
+    if instance is None or not may_act(desk.person, Action.DELETE, instance.owner_id) or instance.deleted_at is None:
+        raise HTTPException(404)
+    restore(session, instance, desk.visitor.login)
+
+
+def _grace(desk: Desk) -> timedelta:
+    return timedelta(days=desk.hutch.delete_grace_days)

@@ -1,0 +1,41 @@
+// What htmx does not do: times in the reader's zone, no second submit, focus after a change, on to JupyterLab.
+"use strict";
+
+const exact = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
+const shown = new Intl.DateTimeFormat("en-GB", { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+function settle(root) {
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    const at = new Date(time.dateTime);
+    time.title = exact.format(at);
+    if ("exact" in time.dataset) time.textContent = shown.format(at);
+  }
+  root.querySelector("[data-focus]")?.focus();
+  const next = root.querySelector("[data-go-on]");
+  // replace, so that the way back does not lead here and forward again
+  if (next) window.location.replace(next.dataset.goOn);
+}
+
+settle(document);
+
+let focused = false;
+document.addEventListener("htmx:beforeSwap", (event) => { focused = event.detail.target.contains(document.activeElement); });
+document.addEventListener("htmx:sseBeforeMessage", (event) => { focused = event.target.contains(document.activeElement); });
+document.addEventListener("htmx:afterSettle", () => {
+  settle(document);
+  if (focused && document.activeElement === document.body) document.querySelector("h1")?.focus();
+  focused = false;
+});
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (!("once" in form.dataset) || event.submitter?.formMethod === "get") return;
+  if ("sent" in form.dataset) event.preventDefault();
+  form.dataset.sent = "";
+});
+// a page that comes back from the browser's memory may be sent again
+window.addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent));
+
+const offline = document.getElementById("offline");
+for (const name of ["htmx:responseError", "htmx:sendError", "htmx:sseError"]) document.addEventListener(name, () => { offline.hidden = false; });
+for (const name of ["htmx:afterOnLoad", "htmx:sseOpen"]) document.addEventListener(name, (event) => { if (!event.detail.failed) offline.hidden = true; });

@@ -1,0 +1,373 @@
+"""What the pages show: pure functions from rows and from what the hub says to small frozen objects that templates print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import quote
+
+from ..access import Person, Visit
+from ..database.tables import Experiment, Instance, InstanceEvent, Intent, IntentKind
+from ..instances import State, in_force, state_of
+from . import wording
+from .hub_api import Server
+
+# the line in an intent's detail after which it is the instance's own console; what stands above is for staff
+CONSOLE_HEADING = "--- console ---"
+SEES_DETAIL = frozenset({"admin", "it-support"})
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time with the words before it; exact is shown as a date, else as a distance from now."""
+
+    words: str
+    at: datetime | None = None
+    relative: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A state as people see it: a word, a sign and a colour, each enough by itself."""
+
+    word: str
+    sign: str
+    colour: str
+
+
+LOOKS = {
+    State.LAUNCHING: Look("launching", "◌", "info"),
+    State.RUNNING: Look("running", "●", "success"),
+    State.UNREACHABLE: Look("unreachable", "?", "warning"),
+    State.STOPPING: Look("stopping", "◍", "info"),
+    State.STOPPED: Look("stopped", "○", "secondary"),
+    State.FAILED: Look("failed", "✕", "danger"),
+    State.DELETED: Look("deleted", "–", "secondary"),
+}
+CHANGING = frozenset({State.LAUNCHING, State.STOPPING})
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentLine:
+    id: str
+    title: str
+    proposal: str
+    instrument: str
+    when: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """stage is empty when none is known; detail only when this person may see it."""
+
+    message: str
+    stage: str
+    reference: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One instance."""
+
+    id: str
+    name: str
+    title: str
+    state: State
+    look: Look
+    plan: str
+    size: str
+    experiments: tuple[ExperimentLine, ...]
+    company: str
+    ends: Moment | None
+    notebook_url: str = ""
+    failure: Failure | None = None
+    holds_data: bool = True
+
+    @property
+    def path(self) -> str:
+        return f"instances/{quote(self.name, safe='')}"
+
+    @property
+    def changing(self) -> bool:
+        return self.state in CHANGING
+
+    @property
+    def can_start(self) -> bool:
+        return self.state in (State.STOPPED, State.FAILED, State.UNREACHABLE)
+
+    @property
+    def can_stop(self) -> bool:
+        return self.state in (State.RUNNING, State.UNREACHABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedCard:
+    id: str
+    title: str
+    plan: str
+    until: Moment
+
+
+def card(row: Instance, server: Server | None, person: Person, at: datetime, launch: Launch | None = None) -> Card:
+    """launch: what was just heard of a launch; its failure may not have been written down yet."""
+    intent = in_force(row.intents)
+    ready, pending = (server.ready, server.pending) if server else (False, None)
+    state = state_of(intent, deleted=row.deleted_at is not None, ready=ready, pending=pending)
+    failed = failure(intent, person) if intent and state is State.FAILED else None
+    if launch and launch.failed and state is State.UNREACHABLE:
+        state, failed = State.FAILED, Failure(launch.message, launch.now, row.id[:8])
+    return Card(
+        id=row.id,
+        name=row.server_name,
+        title=row.display_name,
+        state=state,
+        look=LOOKS[state],
+        plan=row.plan.name,
+        size=wording.size(row.plan.cores, row.plan.memory_mb),
+        experiments=tuple(experiment_line(experiment, at) for experiment in row.experiments),
+        company=_company(row, person),
+        ends=Moment("ends", row.ends_at, wording.relative(row.ends_at, at)) if row.ends_at else None,
+        notebook_url=f"{server.url}lab" if server and state is State.RUNNING else "",
+        failure=failed,
+        holds_data=row.first_ready_at is not None,
+    )
+
+
+def unrecorded(name: str, server: Server | None, launch: Launch | None) -> Card:
+    """A launch that the hub has accepted and not yet written down, or that it refused before it wrote anything."""
+    failed = launch is not None and launch.failed
+    state = State.FAILED if failed or server is None else State.LAUNCHING
+    message = launch.message if launch and launch.message else "The hub did not go on with the launch, and gave no reason."
+    return Card(
+        id="",
+        name=name,
+        title=server.display_name if server else name,
+        state=state,
+        look=LOOKS[state],
+        plan="",
+        size="",
+        experiments=(),
+        company="",
+        ends=None,
+        failure=Failure(message, "", name) if state is State.FAILED else None,
+        holds_data=False,
+    )
+
+
+def cards(rows: Sequence[Instance], servers: Mapping[str, Server], person: Person, at: datetime) -> list[Card]:
+    """Those that are not marked for deletion; what runs or changes comes first, then the newest."""
+    order = {state: place for place, state in enumerate(LOOKS)}
+    live = [card(row, servers.get(row.server_name), person, at) for row in rows if row.deleted_at is None]
+    return sorted(live, key=lambda one: order[one.state])
+
+
+def deleted_cards(rows: Sequence[Instance], at: datetime) -> list[DeletedCard]:
+    """Those whose owner can still take the deletion back."""
+    return [
+        DeletedCard(row.id, row.display_name, row.plan.name, Moment("until", row.purge_at, wording.relative(row.purge_at, at)))
+        for row in rows
+        if row.deleted_at is not None and row.purged_at is None and row.purge_at is not None and row.purge_at > at
+    ]
+
+
+def summary(shown: Sequence[Card]) -> str:
+    """'2 running, 1 stopped', for those who hear the page."""
+    counts: dict[str, int] = {}
+    for one in shown:
+        counts[one.look.word] = counts.get(one.look.word, 0) + 1
+    return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def experiment_line(experiment: Experiment, at: datetime) -> ExperimentLine:
+    visit = Visit(
+        experiment.id,
+        experiment.proposal_id,
+        experiment.instrument_id,
+        experiment.title or experiment.proposal.title,
+        experiment.instrument.name,
+        experiment.starts_at,
+        experiment.ends_at,
+    )
+    return visit_line(visit, at)
+
+
+def visit_line(visit: Visit, at: datetime) -> ExperimentLine:
+    return ExperimentLine(visit.id, visit.title, visit.proposal_id, visit.instrument, visit_when(visit, at))
+
+
+def visit_when(visit: Visit, at: datetime) -> Moment:
+    match visit.when(at):
+        case "past":
+            assert visit.ends_at
+            return Moment("ended", visit.ends_at, wording.relative(visit.ends_at, at))
+        case "coming":
+            assert visit.starts_at
+            return Moment("starts", visit.starts_at, wording.relative(visit.starts_at, at))
+        case _:
+            return Moment("now until", visit.ends_at) if visit.ends_at else Moment("now, without end")
+
+
+def failure(intent: Intent, person: Person) -> Failure:
+    return Failure(
+        message=intent.message or "The launch failed, and no reason was recorded.",
+        stage=STAGES[intent.stage].doing if intent.stage in STAGES else intent.stage or "",
+        reference=f"{intent.instance_id[:8]}-{intent.id}",
+        detail=visible_detail(intent.detail or "", person),
+    )
+
+
+def visible_detail(detail: str, person: Person) -> str:
+    """Staff see the cloud's own words too; an owner sees the console of their own instance."""
+    if person.roles & SEES_DETAIL:
+        return detail
+    _, _, console = detail.partition(CONSOLE_HEADING)
+    return console.strip()
+
+
+def _company(row: Instance, person: Person) -> str:
+    names = [member.user.given_name for member in row.members if member.ended_at is None and member.user_id != person.id]
+    return f"with {wording.listed(names)}" if names else ""
+
+
+# --- history
+
+EVENTS = {
+    "created": "Created",
+    "ready": "Ready",
+    "launch-asked": "Launch asked for",
+    "launch-done": "Launched",
+    "launch-failed": "Launch failed",
+    "launch-cancelled": "Launch cancelled",
+    "stop-asked": "Stop asked for",
+    "stop-done": "Stopped",
+    "stop-failed": "Stopping failed",
+    "stop-cancelled": "Stop called off",
+    "delete-asked": "Marked for deletion",
+    "delete-done": "Deleted for good",
+    "delete-failed": "Deletion failed",
+    "delete-cancelled": "Deletion called off",
+    "restore-asked": "Restoring asked for",
+    "restore-done": "Restored",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EventLine:
+    at: datetime
+    relative: str
+    words: str
+    actor: str
+    took: str
+    message: str
+
+
+def history(events: Sequence[InstanceEvent], person: Person, at: datetime) -> list[EventLine]:
+    """Newest first."""
+    mine = {person.id, person.login}
+    return [
+        EventLine(
+            at=event.at,
+            relative=wording.relative(event.at, at),
+            words=EVENTS.get(event.kind, event.kind.replace("-", " ").capitalize()),
+            actor="" if not event.actor else "you" if event.actor in mine else event.actor,
+            took=wording.stage_seconds(event.seconds) if event.seconds is not None else "",
+            message=event.message,
+        )
+        for event in reversed(events)
+    ]
+
+
+# --- a launch
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    doing: str
+    done: str
+
+
+STAGES = {
+    "rights": Stage("Checking your rights", "Checked your rights"),
+    "create": Stage("Creating the server", "Server created"),
+    "boot": Stage("Booting", "Booted"),
+    "identify": Stage("Checking the server's identity", "Server identified"),
+    "account": Stage("Making your account", "Account made"),
+    "environment": Stage("Setting up your environment", "Environment set up"),
+    "notebook": Stage("Starting JupyterLab", "JupyterLab started"),
+    "ready": Stage("Waiting for JupyterLab to answer", "JupyterLab answers"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StageLine:
+    """state is 'waiting', 'started', 'done' or 'failed'."""
+
+    name: str
+    words: str
+    state: str
+    took: str = ""
+
+
+class Launch:
+    """A launch as told by the hub's events so far; `take` each of them."""
+
+    def __init__(self, expected_seconds: float | None = None) -> None:
+        self.expected_seconds = expected_seconds
+        self.elapsed_seconds = 0.0
+        self.ready = self.failed = False
+        self.message = ""
+        self._told: dict[str, tuple[str, float | None]] = {}
+
+    def take(self, event: Mapping) -> None:
+        self.ready, self.failed = bool(event.get("ready")), bool(event.get("failed"))
+        if self.failed:
+            self.message = str(event.get("message", "")).removeprefix("Spawn failed: ")
+        if stage := event.get("stage"):
+            self._told[stage] = (event.get("state", "started"), event.get("seconds"))
+        self.elapsed_seconds = max(self.elapsed_seconds, event.get("elapsed_seconds") or 0.0)
+        self.expected_seconds = event.get("expected_seconds") or self.expected_seconds
+
+    @property
+    def stages(self) -> list[StageLine]:
+        """Every stage in its order, told of or not; one that Hutch has no words for comes as it is named."""
+        names = [*STAGES, *(name for name in self._told if name not in STAGES)]
+        last_told = max((names.index(name) for name in self._told), default=-1)
+        return [self._line(name, skipped=place < last_told) for place, name in enumerate(names)]
+
+    def _line(self, name: str, *, skipped: bool) -> StageLine:
+        words = STAGES.get(name, Stage(name, name))
+        # an adopted or pooled server passes over stages that it has behind it
+        state, seconds = self._told.get(name, ("done" if skipped else "waiting", None))
+        return StageLine(
+            name,
+            words.done if state == "done" else words.doing,
+            state,
+            wording.stage_seconds(seconds) if state == "done" and seconds is not None else "",
+        )
+
+    @property
+    def now(self) -> str:
+        """The stage under way, in words."""
+        for line in self.stages:
+            if line.state in ("started", "failed"):
+                return line.words
+        waiting = next((line.words for line in self.stages if line.state == "waiting"), "")
+        return "Ready" if self.ready else waiting
+
+    def clock(self, elapsed_seconds: float) -> str:
+        passed = f"{elapsed_seconds:.0f} s" if elapsed_seconds < 90 else wording.seconds_in_words(elapsed_seconds)
+        return f"{passed} of about {wording.seconds_in_words(self.expected_seconds)}" if self.expected_seconds else passed
+
+    def is_slow(self, elapsed_seconds: float) -> bool:
+        return self.expected_seconds is not None and elapsed_seconds > 1.5 * self.expected_seconds + 1
+
+
+def launch_under_way(intents: Sequence[Intent], at: datetime, expected_seconds: float | None) -> Launch:
+    """What is known of a launch before the hub tells of its stages."""
+    launch = Launch(expected_seconds)
+    newest = intents[-1] if intents else None
+    if newest is not None and newest.kind == IntentKind.LAUNCH and newest.outcome is None:
+        launch.elapsed_seconds = max(0.0, (at - newest.asked_at).total_seconds())
+    return launch
