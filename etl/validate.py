@@ -33,8 +33,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 def moment(value: Any, today: datetime) -> datetime | None:
     """A moment in UTC; `today` is the midnight that relative ones count from."""
-    if value is None or isinstance(value, datetime):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        # a database that tells local time without saying so: only its adapter knows where it stands
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.astimezone(UTC)
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not a date")
     try:

@@ -1,7 +1,7 @@
 """Which rows become records, and what is said of those that do not."""
 
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -36,6 +36,7 @@ def check(table, *rows, standing=None, source="files"):
         ("today 07:30", datetime(2026, 3, 10, 7, 30, tzinfo=UTC)),
         ("today-3d 08:00", datetime(2026, 3, 7, 8, tzinfo=UTC)),
         ("today+22d", datetime(2026, 4, 1, tzinfo=UTC)),
+        (datetime(2026, 3, 1, 8, tzinfo=timezone(timedelta(hours=1))), datetime(2026, 3, 1, 7, tzinfo=UTC)),
         (None, None),
     ],
 )
@@ -61,6 +62,11 @@ def test_a_moment_is_iso_or_counts_from_today(written, meant):
 def test_what_is_no_moment_is_refused(written):
     with pytest.raises(ValueError, match="is not a date"):
         moment(written, TODAY)
+
+
+def test_a_moment_of_an_unknown_zone_is_refused():
+    with pytest.raises(ValueError, match="has no time zone"):
+        moment(datetime(2026, 3, 1, 8), TODAY)  # noqa: DTZ001
 
 
 @given(st.text())
