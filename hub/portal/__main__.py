@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import ssl
-import sys
 from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
 
 from ..configuration import load
+from ..parent import die_with_it
 from .app import create_app
-
-# ref: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
-PR_SET_PDEATHSIG = 1
-
-
-def end_with_parent(parent: int) -> None:
-    """A hub that was killed cannot end its services; a new hub starts its own and needs the port."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit("portal: the hub that started it is gone")
 
 
 def tls() -> dict[str, Any]:
@@ -40,7 +28,7 @@ def tls() -> dict[str, Any]:
 
 
 def main() -> None:
-    end_with_parent(os.getppid())
+    die_with_it()
     hutch = load()
     where = urlsplit(os.environ.get("JUPYTERHUB_SERVICE_URL", f"http://127.0.0.1:{hutch.portal_port}"))
     uvicorn.run(

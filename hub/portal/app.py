@@ -120,7 +120,7 @@ def _page(request: Request, status: int, kind: str, **context: Any) -> HTMLRespo
 HANDLERS: dict[type[Exception], Callable[..., Response]] = {
     SignInNeeded: _sign_in,
     AccessRefused: lambda request, _error: _page(request, 403, "refused"),
-    UnknownPerson: lambda request, error: _page(request, 403, "unknown-person", login=error.login),
+    UnknownPerson: lambda request, _error: _page(request, 403, "unknown-person"),
     HubUnreachable: _hub_unreachable,
     HubRefusal: lambda request, error: _page(request, 409, "hub-refused", message=str(error)),
     HTTPException: _http,

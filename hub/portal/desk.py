@@ -30,10 +30,6 @@ log = structlog.get_logger("portal")
 class UnknownPerson(HutchError):
     """Signed in, but the facility's records do not know them."""
 
-    def __init__(self, login: str) -> None:
-        super().__init__(f"The facility does not know {login}.")
-        self.login = login
-
 
 @dataclass(frozen=True)
 class Desk:
@@ -82,7 +78,7 @@ async def _desk(request: Request, visitor: SignedIn) -> Desk:
     at = datetime.now(UTC)
     person = await _in_session(request, find_person, visitor.login, at, request.app.state.hutch.default_quota)
     if person is None:
-        raise UnknownPerson(visitor.login)
+        raise UnknownPerson(f"The facility does not know {visitor.login}.")
     return Desk(request, visitor, person, at)
 
 

@@ -12,7 +12,7 @@ import aiohttp
 
 from ..errors import HutchError
 
-ANSWER_SECONDS = 30
+ANSWER_SECONDS = 15
 # the hub sends a keep-alive line every 8 s
 SILENCE_SECONDS = 30
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ from jupyterhub.services.auth import HubOAuth
 from tornado.web import HTTPError
 
 from ..errors import HutchError
-from .hub_api import HubUnreachable
+from .hub_api import ANSWER_SECONDS, HubUnreachable
 
 COOKIE = "hutch-portal"
 STATE_COOKIE = "hutch-portal-state"
@@ -55,8 +56,9 @@ class Identity:
         if not token:
             raise SignInNeeded
         try:
-            user = await self.auth.user_for_token(token, sync=False)
-        except HTTPError as error:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                user = await self.auth.user_for_token(token, sync=False)
+        except (HTTPError, TimeoutError) as error:
             raise HubUnreachable(f"The hub did not say who is asking: {error}") from error
         if user is None or user["kind"] != "user":
             raise SignInNeeded
@@ -81,8 +83,9 @@ class Identity:
         if not (state and code and kept.get("state") == state):
             raise SignInNeeded
         try:
-            token = await self.auth.token_for_code(code, code_verifier=kept["verifier"], sync=False)
-        except HTTPError as error:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                token = await self.auth.token_for_code(code, code_verifier=kept["verifier"], sync=False)
+        except (HTTPError, TimeoutError) as error:
             raise HubUnreachable(f"The hub gave no token: {error}") from error
         answer = RedirectResponse(kept["next"], status_code=302)
         self._keep(answer, COOKIE, token, path=self.auth.base_url)

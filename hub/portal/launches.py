@@ -8,7 +8,7 @@ from contextlib import suppress
 from time import monotonic
 
 from fastapi import APIRouter, HTTPException
-from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from sqlalchemy.orm import Session
 
 from ..access import Action
@@ -25,12 +25,12 @@ routes = APIRouter()
 
 @routes.get("/instances/{name}")
 async def instance(desk: AtDesk, name: str, open: str = "") -> Response:
-    """With ?open=1, as a launch leads here, it goes on to the notebook as soon as there is one."""
+    """With ?open=1, as a launch leads here, it goes on to the notebook as soon as there is one.
+
+    The page does that itself: a browser that comes here from a form refuses to be sent on to another host.
+    """
     shown = await _shown(desk, name)
-    card: views.Card = shown["card"]
-    if open and card.notebook_url:
-        return RedirectResponse(card.notebook_url, status_code=303)
-    return desk.page("instance.html", **shown, go_on=False)
+    return desk.page("instance.html", **shown, go_on=bool(open and shown["card"].notebook_url))
 
 
 @routes.get("/instances/{name}/progress")

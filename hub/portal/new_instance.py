@@ -100,8 +100,9 @@ class Offer:
     quota: Decision
 
     @property
-    def can_launch(self) -> bool:
-        return bool(self.quota) and any(plan.chosen for plan in self.plans)
+    def possible(self) -> bool:
+        """Whether there is anything to launch for."""
+        return self.has_experiments or self.none_allowed
 
 
 def offer(

@@ -166,7 +166,7 @@ def cards(rows: Sequence[Instance], servers: Mapping[str, Server], person: Perso
 def deleted_cards(rows: Sequence[Instance], at: datetime) -> list[DeletedCard]:
     """Those whose owner can still take the deletion back."""
     return [
-        DeletedCard(row.id, row.display_name, row.plan.name, Moment("until", row.purge_at, wording.relative(row.purge_at, at)))
+        DeletedCard(row.id, row.display_name, row.plan.name, Moment("until", row.purge_at))
         for row in rows
         if row.deleted_at is not None and row.purged_at is None and row.purge_at is not None and row.purge_at > at
     ]
@@ -270,13 +270,19 @@ def history(events: Sequence[InstanceEvent], person: Person, at: datetime) -> li
         EventLine(
             at=event.at,
             relative=wording.relative(event.at, at),
-            words=EVENTS.get(event.kind, event.kind.replace("-", " ").capitalize()),
+            words=_event_words(event.kind),
             actor="" if not event.actor else "you" if event.actor in mine else event.actor,
             took=wording.stage_seconds(event.seconds) if event.seconds is not None else "",
-            message=event.message,
+            message="" if event.kind in STAGES else event.message,
         )
         for event in reversed(events)
     ]
+
+
+def _event_words(kind: str) -> str:
+    if kind in EVENTS:
+        return EVENTS[kind]
+    return STAGES[kind].done if kind in STAGES else kind.replace("-", " ").capitalize()
 
 
 # --- a launch
@@ -358,7 +364,10 @@ class Launch:
 
     def clock(self, elapsed_seconds: float) -> str:
         passed = f"{elapsed_seconds:.0f} s" if elapsed_seconds < 90 else wording.seconds_in_words(elapsed_seconds)
-        return f"{passed} of about {wording.seconds_in_words(self.expected_seconds)}" if self.expected_seconds else passed
+        if not self.expected_seconds:
+            return passed
+        expected = f"about {wording.seconds_in_words(self.expected_seconds)}"
+        return f"{passed}, usually {expected}" if self.is_slow(elapsed_seconds) else f"{passed} of {expected}"
 
     def is_slow(self, elapsed_seconds: float) -> bool:
         return self.expected_seconds is not None and elapsed_seconds > 1.5 * self.expected_seconds + 1

@@ -37,7 +37,7 @@ def relative(at: datetime, now: datetime) -> str:
     """'in 4 days', '3 hours ago': the largest unit that fits."""
     distance = abs(at - now)
     if distance < timedelta(seconds=45):
-        return "now"
+        return "in a moment" if at > now else "just now"
     words = next(counted(count, unit) for unit, length, most in UNITS if (count := max(1, round(distance / length))) < most)
     return f"in {words}" if at > now else f"{words} ago"
 
