@@ -39,7 +39,7 @@ def deployment(
 
 @app.command()
 def demo(
-    payload: Annotated[str, typer.Option(help="What a server of devcloud runs: agent (JupyterLab) or stub (nothing real).")] = "agent",
+    payload: Annotated[str, typer.Option(help="What servers of devcloud run: agent (JupyterLab) or stub (nothing).")] = "agent",
 ) -> None:
     """Run everything on this machine with the example facility, until Ctrl-C. For trying out, not for work."""
     from rich.console import Console

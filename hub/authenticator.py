@@ -102,12 +102,12 @@ class DemoAuthenticator(FacilityUsers):
         return await self.known(data["username"])
 
     def example_users(self) -> list[dict[str, str]]:
-        """People of every kind, for the sign-on page: those with a facility role first."""
+        """Everybody, for the sign-on page."""
 
         def load(session: Session) -> list[dict[str, str]]:
-            query = select(User).where(User.ended_at.is_(None)).options(selectinload(User.roles), selectinload(User.affiliation))
-            people = [_shown(user, user.roles) for user in session.scalars(query)]
-            return sorted(people, key=lambda person: (person["roles"] == "", person["login"]))
+            query = select(User).where(User.ended_at.is_(None)).order_by(User.id)
+            users = session.scalars(query.options(selectinload(User.roles), selectinload(User.affiliation)))
+            return [_shown(user, user.roles) for user in users]
 
         return self.facility.ask_here(load)
 
