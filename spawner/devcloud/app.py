@@ -191,7 +191,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:
-        message = f"cannot listen on {host} port {port}: {error.strerror}; is another devcloud running? Choose another with --port"
+        reason = os.strerror(error.errno or 0)
+        message = f"cannot listen on {host} port {port}: {reason}; is another devcloud running? Choose another with --port"
         raise CannotStart(message) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from spawner.devcloud.errors import ApiError, conflict
 from spawner.devcloud.folder import Folder
 from spawner.devcloud.keystone import Identity
-from spawner.devcloud.machine import AgentMachine, Machine
+from spawner.devcloud.machine import AgentMachine, Machine, Spares
 from spawner.devcloud.neutron import Network
 from spawner.devcloud.state import Options, Server, State, now
 from spawner.devcloud.stub import StubMachine
@@ -36,6 +36,7 @@ class Lifecycle:
         self.machines: dict[str, Machine] = {}
         self.next_boots: list[dict[str, Any]] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._spares = Spares()
         self._closing = False
 
     def folder(self, server: Server) -> Folder:
@@ -106,7 +107,7 @@ class Lifecycle:
         self._run(server, self._build(server))
 
     async def _build(self, server: Server) -> None:
-        await self._pause(0.1)
+        await self._pause(0.05)
         if message := server.next_boot.get("error"):
             raise BuildFailed(message)
         if server.flavor.get("never_fits"):
@@ -114,12 +115,12 @@ class Lifecycle:
         server.placed = True
         self._set(server, "networking")
         self._plug(server)
-        await self._pause(0.1)
+        await self._pause(0.05)
         self._set(server, "spawning")
         await asyncio.sleep(float(server.next_boot.get("seconds", 0)))
         await asyncio.to_thread(self.folder(server).create, server.user_data)
         await self._power_on(server)
-        await self._pause(0.8)
+        await self._pause(0.9)
         server.launched_at = precise_now()
         self._finish_action(server, "Success")
         self._set(server, None, "active", RUNNING)
@@ -157,7 +158,7 @@ class Lifecycle:
     def _machine(self, server: Server, folder: Folder, address: str) -> Machine:
         if self.options.payload == "stub":
             return StubMachine(folder, address)
-        return AgentMachine(folder, address, self.options, lambda: self.powered_off(server))
+        return AgentMachine(folder, address, self.options, self._spares, lambda: self.powered_off(server))
 
     def powered_off(self, server: Server) -> None:
         """The guest has switched itself off; Nova notices."""
@@ -319,6 +320,8 @@ class Lifecycle:
 
     async def resume(self) -> None:
         """After a restart of devcloud every server goes on as after a power cut."""
+        if self.options.payload == "agent":
+            self._spares.prepare()
         for server in list(self.state.servers.values()):
             if server.task_state == "deleting":
                 self._run(server, self._delete(server))
@@ -340,3 +343,4 @@ class Lifecycle:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await asyncio.gather(*(machine.shutdown() for machine in self.machines.values()), return_exceptions=True)
+        await self._spares.close()

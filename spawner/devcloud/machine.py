@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from spawner.devcloud.folder import Folder
 from spawner.devcloud.state import Options
@@ -37,39 +38,68 @@ class Machine(Protocol):
         """Somebody else answers in place of the agent, with a certificate of his own."""
 
 
+class Spares:
+    """One pid1 started ahead of need, because the start of a Python is more than half of a boot."""
+
+    def __init__(self) -> None:
+        self._next: asyncio.Task[asyncio.subprocess.Process] | None = None
+        self._closed = False
+
+    def prepare(self) -> None:
+        if self._next is None and not self._closed:
+            self._next = asyncio.create_task(self._start())
+
+    @staticmethod
+    async def _start() -> asyncio.subprocess.Process:
+        command = [sys.executable, "-I", "-S", str(PID1)]
+        return await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={}, start_new_session=True
+        )
+
+    async def take(self) -> asyncio.subprocess.Process:
+        ready, self._next = self._next, None
+        process = await ready if ready is not None else await self._start()
+        asyncio.get_running_loop().call_later(0.05, self.prepare)
+        return process if process.returncode is None else await self._start()
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._next is not None:
+            process = await self._next
+            assert process.stdin is not None
+            process.stdin.close()
+            await process.wait()
+
+
 class AgentMachine:
-    def __init__(self, folder: Folder, address: str, options: Options, powered_off: Callable[[], None]) -> None:
+    def __init__(self, folder: Folder, address: str, options: Options, spares: Spares, powered_off: Callable[[], None]) -> None:
         self._folder = folder
         self._address = address
         self._options = options
+        self._spares = spares
         self._powered_off = powered_off
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self._impostor: StubAgent | None = None
 
-    def _command(self) -> list[str]:
+    def _order(self) -> dict[str, Any]:
         folder = self._folder
         places = {"--etc": folder.etc, "--state": folder.var, "--home": folder.home, "--address": self._address}
         arguments = [str(word) for pair in places.items() for word in pair]
-        command = [*self._options.agent_command, *arguments, "--console", str(folder.console), "--account", "current"]
-        return [sys.executable, "-I", "-S", str(PID1), str(self._options.stop_grace_seconds), *command]
-
-    def _environment(self) -> dict[str, str]:
-        """Nothing of devcloud's own environment gets in but the way to programs."""
+        # Nothing of devcloud's own environment gets in but the way to programs.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        return {"PATH": path, "HOME": str(self._folder.home), "LANG": "C.UTF-8"}
+        return {
+            "command": [*self._options.agent_command, *arguments, "--console", str(folder.console), "--account", "current"],
+            "environment": {"PATH": path, "HOME": str(folder.home), "LANG": "C.UTF-8"},
+            "folder": str(self._options.agent_folder),
+            "console": str(folder.console),
+            "grace_seconds": self._options.stop_grace_seconds,
+        }
 
     async def boot(self) -> None:
-        with self._folder.console.open("ab") as console:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command(),
-                stdin=subprocess.PIPE,
-                stdout=console,
-                stderr=console,
-                cwd=self._options.agent_folder,
-                env=self._environment(),
-                start_new_session=True,
-            )
+        self._process = await self._spares.take()
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(self._order()).encode() + b"\n")
         self._watch = asyncio.create_task(self._wait(self._process))
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:

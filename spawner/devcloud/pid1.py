@@ -1,24 +1,26 @@
 """The first process in a devcloud server: it starts the agent, and no process of the server outlives it.
 
-    python -I -S pid1.py GRACE_SECONDS COMMAND...
+Standard input is a pipe from devcloud. Its one line of JSON says what to run: command, environment, folder, console and
+grace_seconds. Nothing follows: when the pipe ends, devcloud is gone or has pulled the plug, and everything is killed at once.
+It adopts what its children leave behind, so that it can find every process of the server, however detached.
 
-It adopts what its children leave behind, so that it can find every process of the server, however detached. Standard input is
-a pipe from devcloud that never carries a byte: when it ends, devcloud is gone or has pulled the plug, and everything is
-killed at once. SIGTERM is the power button: the agent's group is asked to end, then the rest, and killed after the grace.
+SIGTERM is the power button: the agent's group is asked to end, then the rest, and killed after the grace.
 SIGUSR1 crashes all that runs inside and leaves the server up; SIGUSR2 freezes the agent.
 
 An agent that ends well (status 0) has powered the server off. One that fails leaves the server up without an agent, as a
-machine would be. This file uses the standard library only and imports little, because a boot waits for it.
+machine would be. This file uses the standard library only: it is run by a bare `python -I -S`.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -46,7 +48,19 @@ def send(pids: list[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def spawn(command: list[str]) -> int:
+def read_order() -> dict[str, Any] | None:
+    """What to run, or None if devcloud ended before it had anything."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(0, 65536)
+        if not part:
+            return None
+        line += part
+    order: dict[str, Any] = json.loads(line)
+    return order
+
+
+def spawn(command: list[str], environment: dict[str, str]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -55,15 +69,15 @@ def spawn(command: list[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.execvp(command[0], command)  # noqa: S606
+        os.execvpe(command[0], command, environment)  # noqa: S606
     except OSError as error:
         print(f"pid1: cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)  # noqa: T201
     os._exit(127)
 
 
 class Pid1:
-    def __init__(self, grace_seconds: float, command: list[str]) -> None:
-        self.grace_seconds = grace_seconds
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.grace_seconds = float(order["grace_seconds"])
         self.signals: set[int] = set()
         self.agent_status: int | None = None
         self.wake_read, wake_write = os.pipe()
@@ -74,7 +88,12 @@ class Pid1:
             signal.signal(number, lambda number, frame: self.signals.add(number))
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.agent = spawn(command)
+        os.chdir(order["folder"])
+        console = os.open(order["console"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(console, 1)
+        os.dup2(console, 2)
+        os.close(console)
+        self.agent = spawn(order["command"], order["environment"])
 
     def reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -135,4 +154,5 @@ class Pid1:
 if __name__ == "__main__":
     # ref: https://man7.org/linux/man-pages/man2/pr_set_child_subreaper.2const.html
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    Pid1(float(sys.argv[1]), sys.argv[2:]).run()
+    if (order := read_order()) is not None:
+        Pid1(order).run()

@@ -116,7 +116,8 @@ class StubAgent:
         await self.mute()
         self._stop_notebook()
         while self._protocols:
-            await self._protocols.pop().shutdown(0)
+            # not 0, which aiohttp takes for "without end"
+            await self._protocols.pop().shutdown(0.05)
 
     # The agent
 
