@@ -117,9 +117,11 @@ class AgentClient:
             raise AgentMismatch(
                 f"Whoever answers at {address} is not the agent whose fingerprint was on the console; nothing was sent."
             ) from error
+        except aiohttp.ServerDisconnectedError as error:
+            raise AgentUnreachable(
+                f"The agent at {address} closed the connection: it is ending, or it was booted for another hub's certificate."
+            ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            if "ALERT" in str(error).upper():
-                raise AgentRefused(f"The agent at {address} does not accept this hub's certificate.") from error
             raise AgentUnreachable(f"The agent at {address} cannot be reached: {error or 'no answer in time'}.") from error
 
 

@@ -9,7 +9,8 @@ relatively, so that a recipe can copy the folder into an image under any package
     nurse.py      starts the nursery, asks it, starts it again
     nursery.py    a process that has imported JupyterLab ahead, and forks notebooks from itself
     notebook.py   what runs in the forked process
-    kernels.py    the same idea once more, for Python kernels
+    extension.py  what we add to the Jupyter server in it
+    kernels.py    the process that bears a notebook's Python kernels
     wire.py       messages, and the file descriptors that travel with them, between these processes
     vitals.py     processor, memory and disk of the instance
 """

@@ -122,7 +122,7 @@ async def run(settings: Settings, nurse: Nurse) -> None:
         ssl=identity.server_context(key, certificate, configuration["hub_ca"]),
         ssl_handshake_timeout=HANDSHAKE_SECONDS,
     )
-    if nurse.pid is None:
+    if not nurse.started:
         nurse.start()
     told_to_end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

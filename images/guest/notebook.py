@@ -1,41 +1,25 @@
-"""The notebook: JupyterHub's own single-user server, and a line on which the agent asks it things.
+"""The notebook's process: JupyterHub's own single-user server, run in a fork of the nursery.
 
-Over that line the agent hands over a new token, when the hub has taken the instance up again, so that kernels live on; and it
-asks what the kernels do.
+A fork cannot honour every variable; where one matters, the process becomes a freshly started interpreter instead.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import socket
 import sys
 import traceback
-from datetime import UTC, datetime
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from . import nursery, wire
-
-PACKAGE = __name__.rpartition(".")[0]
-
-_agent_line: socket.socket | None = None
-
-OWN_ARGUMENTS = [
-    f"--ServerApp.jpserver_extensions={__name__}=True",
-    f"--KernelProvisionerFactory.default_provisioner_name={PACKAGE}",
-    # the hub's tokens guard the server; a check for newer versions or for packages on PyPI only delays the first page
-    "--LabApp.extension_manager=readonly",
-]
+from . import extension, nursery, wire
 
 
 def begin(message: wire.Message, descriptors: list[int]) -> NoReturn:
-    """The life of a forked notebook."""
+    """The life of one notebook, from the moment of the fork."""
     line, log, kennel = descriptors
     environment = message["environment"]
-    fresh = nursery.needs_fresh_interpreter(environment, os.environ)
+    fresh = nursery.needs_fresh_interpreter(environment, os.environ) or nursery.has_own_versions()
     nursery.settle(message["account"], message["home"], environment, os.getppid(), log)
     os.close(log)
     if fresh:
@@ -48,20 +32,16 @@ def begin(message: wire.Message, descriptors: list[int]) -> NoReturn:
 
 
 def live(line: int, kennel: int, arguments: list[str]) -> NoReturn:
-    global _agent_line
-    _agent_line = socket.socket(fileno=line)
-    nursery.name_process("jupyterhub-singl")
+    nursery.name_process("jupyterhub-sing")
     status = 1
     try:
-        from .kernels import ForkingProvisioner
-
-        ForkingProvisioner.kennel = wire.Channel(socket.socket(fileno=kennel))
-        register_provisioner()
-        from jupyterhub.singleuser import main
-
+        extension.prepare(socket.socket(fileno=line), socket.socket(fileno=kennel))
         # the account is the agent's choice; where that is root, as in a container, JupyterLab has no say in it
         allow = ["--allow-root"] if os.getuid() == 0 else []
-        sys.argv = ["jupyterhub-singleuser", *OWN_ARGUMENTS, *allow, *arguments]
+        sys.argv = ["jupyterhub-singleuser", *extension.arguments(), *allow, *arguments]
+        # imported here and not in the nursery: it reads the environment
+        from jupyterhub.singleuser import main
+
         main()
         status = 0
     except SystemExit as exit_:
@@ -72,81 +52,13 @@ def live(line: int, kennel: int, arguments: list[str]) -> NoReturn:
         os._exit(status)
 
 
-def register_provisioner() -> None:
-    """Make ours known without an installed package's entry points."""
-    from jupyter_client.provisioning.factory import KernelProvisionerFactory
-
-    entry = EntryPoint(PACKAGE, f"{PACKAGE}.kernels:ForkingProvisioner", KernelProvisionerFactory.GROUP_NAME)
-    KernelProvisionerFactory.provisioners[PACKAGE] = entry
-
-
-def _jupyter_server_extension_points() -> list[dict[str, str]]:
-    return [{"module": __name__}]
-
-
-def _load_jupyter_server_extension(server: Any) -> None:
-    assert _agent_line is not None
-    server.io_loop.add_callback(answer_agent, server, _agent_line)
-
-
-async def answer_agent(server: Any, line: socket.socket) -> None:
-    with contextlib.suppress(wire.Closed):
-        while True:
-            await wire.until_readable(line.fileno())
-            message, _ = wire.receive(line)
-            try:
-                if message["do"] == "rekey":
-                    rekey(server, message["environment"])
-                    wire.send(line, {"done": True})
-                else:
-                    wire.send(line, report(server))
-            except Exception:
-                server.log.exception("The agent's request %s failed", message["do"])
-                wire.send(line, {"done": False})
-
-
-def rekey(server: Any, environment: dict[str, str]) -> None:
-    """Take over a new token, and what may have changed with it, in everything that remembers the old one."""
-    os.environ.update(environment)
-    from jupyterhub.singleuser.extension import JupyterHubSingleUser
-
-    apps = (app for apps in server.extension_manager.extension_apps.values() for app in apps)
-    singleuser = [app for app in apps if isinstance(app, JupyterHubSingleUser)]
-    for app in singleuser:
-        app.hub_activity_url = environment.get("JUPYTERHUB_ACTIVITY_URL", app.hub_activity_url)
-        app._last_activity_sent = None
-    for hub_auth in [server.identity_provider.hub_auth, *(app.hub_auth for app in singleuser)]:
-        hub_auth.api_token = environment["JUPYTERHUB_API_TOKEN"]
-        hub_auth.api_url = environment.get("JUPYTERHUB_API_URL", hub_auth.api_url)
-        for name in ("access_scopes", "oauth_client_id", "oauth_redirect_uri", "oauth_token_url", "login_url"):
-            # forgotten, so that the default is read from the environment again
-            hub_auth._trait_values.pop(name, None)
-        hub_auth.cache.clear()
-
-
-def report(server: Any) -> wire.Message:
-    kernels = server.kernel_manager.list_kernels()
-    return {
-        "kernels": {"total": len(kernels), "busy": sum(kernel["execution_state"] == "busy" for kernel in kernels)},
-        "last_input_at": _latest(server),
-    }
-
-
-def _latest(server: Any) -> str | None:
-    """When the owner last asked for something; what a kernel prints by itself does not count."""
-    moments: list[datetime] = [
-        moment
-        for name in ("api_last_activity", "terminal_last_activity", "last_cell_run")
-        if isinstance(moment := server.web_app.settings.get(name), datetime)
-    ]
-    return max(moments).astimezone(UTC).isoformat() if moments else None
+def start_afresh() -> NoReturn:
+    """The life of one notebook in an interpreter of its own; the descriptors came through ``execve``."""
+    home, line, kennel, *arguments = sys.argv[1:]
+    nursery.leave_path()
+    os.chdir(home)
+    live(int(line), int(kennel), arguments)
 
 
 if __name__ == "__main__":
-    home, line_, kennel_, *rest = sys.argv[1:]
-    os.chdir(home)
-    asyncio.set_event_loop(None)
-    # the same module under its own name, as the extension manager will import it
-    from importlib import import_module
-
-    import_module(f"{__spec__.parent}.notebook").live(int(line_), int(kennel_), rest)
+    start_afresh()

@@ -6,18 +6,58 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import wire
+from . import nursery, wire
 
 log = logging.getLogger("hutch.agent")
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KEPT_VARIABLES = ("PYTHON", "LD_", "LC_", "LANG", "TZ")
 PAUSE_SECONDS = 1.0
 """Between the death of a nursery and its successor."""
+ANSWER_LIMIT_SECONDS = 2.0
+
+
+class Notebook:
+    """A notebook's process as the agent holds it: by its pidfd, which cannot come to mean another process."""
+
+    def __init__(self, pidfd: int, line: wire.Channel) -> None:
+        self._pidfd = pidfd
+        self._line = line
+        self.ended = asyncio.create_task(self._until_ended())
+
+    async def ask(self, message: wire.Message) -> wire.Message | None:
+        """Its answer, or None if it is too busy, or gone."""
+        try:
+            answer, _ = await asyncio.wait_for(self._line.ask(message), ANSWER_LIMIT_SECONDS)
+        except (wire.Closed, TimeoutError):
+            return None
+        return answer
+
+    async def end(self, limit_seconds: float) -> None:
+        """In its own time, or by force when the limit is over."""
+        self.signal(signal.SIGTERM)
+        await asyncio.wait({self.ended}, timeout=limit_seconds)
+        self.signal(signal.SIGKILL)
+        await asyncio.wait({self.ended})
+
+    def signal(self, number: int) -> None:
+        if not self.ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    async def _until_ended(self) -> None:
+        try:
+            await wire.until_readable(self._pidfd)
+        finally:
+            os.close(self._pidfd)
+            self._line.close()
 
 
 class Nurse:
@@ -33,7 +73,7 @@ class Nurse:
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.nursery", str(os.getpid()), *map(str, theirs)],
             cwd=Path(__file__).parents[__name__.count(".")],
-            env=base_environment(self._home),
+            env={**base_environment(self._home), **nursery.FOR_THE_NURSERY},
             pass_fds=theirs,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -43,8 +83,8 @@ class Nurse:
         self._channels = {name: wire.Channel(end) for name, (end, _) in ours.items()}
 
     @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+    def started(self) -> bool:
+        return self._process is not None
 
     async def watch(self) -> None:
         """Keep one nursery alive for as long as the agent lives."""
@@ -66,24 +106,30 @@ class Nurse:
         answer, _ = await self._ask("kernels", {"do": "account", "create": create, "owner": owner, "home": str(home)})
         return answer
 
-    async def bear(self, request: wire.Message, log_path: Path) -> tuple[int, int, wire.Channel]:
-        """A new notebook: its number, its pidfd, and the line to it."""
+    async def bear(self, request: wire.Message, log_path: Path) -> Notebook:
+        """A new notebook, with a process beside it that forks its kernels."""
         line, notebook_line = wire.pair()
         kennel, notebook_kennel = wire.pair()
-        with notebook_line, kennel, notebook_kennel, open_log(log_path) as output:
-            _, kennel_pidfd = await self._ask("kernels", {"do": "kernels", **request}, [kennel.fileno(), output.fileno()])
-            # it ends when the notebook's end of its line is closed
-            os.close(kennel_pidfd[0])
-            descriptors = [notebook_line.fileno(), output.fileno(), notebook_kennel.fileno()]
-            answer, pidfd = await self._ask("notebooks", {"do": "notebook", **request}, descriptors)
-        return answer["pid"], pidfd[0], wire.Channel(line)
+        try:
+            with notebook_line, kennel, notebook_kennel, open_log(log_path) as output:
+                message = {"do": "bear", **request}
+                _, kennel_pidfd = await self._ask("kernels", message, [kennel.fileno(), output.fileno()])
+                # it ends by itself when the notebook does
+                os.close(kennel_pidfd[0])
+                descriptors = [notebook_line.fileno(), output.fileno(), notebook_kennel.fileno()]
+                _, pidfd = await self._ask("notebooks", message, descriptors)
+        except BaseException:
+            # a notebook that is born all the same ends when it finds its line closed
+            line.close()
+            raise
+        return Notebook(pidfd[0], wire.Channel(line))
 
-    async def _ask(self, whom: str, message: wire.Message, descriptors: list[int] = []) -> tuple[wire.Message, list[int]]:  # noqa: B006
+    async def _ask(self, whom: str, message: wire.Message, descriptors: Sequence[int] = ()) -> tuple[wire.Message, list[int]]:
         """Asked again of the successor if a nursery dies over the question."""
         while True:
             try:
                 return await self._channels[whom].ask(message, descriptors)
-            except (wire.Closed, OSError):
+            except wire.Closed:
                 await asyncio.sleep(PAUSE_SECONDS / 10)
 
     def stop(self) -> None:

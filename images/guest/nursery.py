@@ -16,6 +16,7 @@ import pwd
 import random
 import shutil
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -28,7 +29,18 @@ from typing import Any, NoReturn
 
 from . import wire
 
-KERNEL_MODULES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "IPython.core.completerlib")
+KERNEL_MODULES = (
+    "ipykernel.kernelapp",
+    "ipykernel.debugger",
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.logger",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "sqlite3",
+    "psutil",
+    "tornado.platform.asyncio",
+)
 NOTEBOOK_MODULES = (
     "jupyterhub.singleuser",
     "jupyterlab.labapp",
@@ -44,64 +56,77 @@ READ_THE_ENVIRONMENT = ("jupyterhub.services.auth", "jupyterhub.singleuser")
 FIXED_AT_START = ("PYTHON", "LD_", "MALLOC_", "SSLKEYLOGFILE", "JUPYTER_", "JUPYTERLAB_", "JUPYTERHUB_METRICS", "JUPYTERHUB_XSRF")
 """Beginnings of the names of variables that only a freshly started interpreter honours."""
 
+FOR_THE_NURSERY = {"PYTHONNOUSERSITE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+"""Its own variables: as root it runs nothing that the owner has installed, and it does not preach about debuggers."""
+
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 LOWEST_PERSONAL_UID = 1000
+Life = Callable[[wire.Message, list[int]], NoReturn]
+set_by_imports: dict[str, str] = {}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(arguments: list[str]) -> NoReturn:
-    agent, notebooks, kernels = map(int, arguments)
+    agent, *requests = map(int, arguments)
     die_with(agent)
+    leave_path()
+    for name in FOR_THE_NURSERY:
+        del os.environ[name]
     # an agent ignores it, and we would inherit that
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     name_process("hutch-nursery")
-    notebook_requests, kernel_requests = socket.socket(fileno=notebooks), socket.socket(fileno=kernels)
+    notebook_requests, kernel_requests = (socket.socket(fileno=descriptor) for descriptor in requests)
     gc.disable()
     import_ahead(KERNEL_MODULES)
     us = os.getpid()
     if os.fork() == 0:
         die_with(us)
         notebook_requests.close()
-        serve(kernel_requests, agent)
+        from . import kernels
+
+        serve(kernel_requests, agent, kernels.begin)
     kernel_requests.close()
     import_ahead(NOTEBOOK_MODULES)
-    serve(notebook_requests, agent)
+    from . import notebook
+
+    serve(notebook_requests, agent, notebook.begin)
+
+
+def leave_path() -> None:
+    """Take away the folder that ``python -m`` put in front: the owner's programs find what a new interpreter finds."""
+    if sys.path[0] == str(Path.cwd()):
+        del sys.path[0]
 
 
 def import_ahead(names: tuple[str, ...]) -> None:
+    before = dict(os.environ)
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    set_by_imports.update({name: value for name, value in os.environ.items() if before.get(name) != value})
     for name in [name for name in sys.modules if name.startswith(READ_THE_ENVIRONMENT)]:
         del sys.modules[name]
 
 
-def serve(requests: socket.socket, agent: int) -> NoReturn:
-    """Answer the agent until it goes away."""
-    # loaded here and not in the child, which shall not depend on files that change under it
-    from . import kernels, notebook
-
+def serve(requests: socket.socket, agent: int, begin: Life) -> NoReturn:
+    """Answer the agent until it goes away: settle an account, or fork a child that begins its life."""
     # what is here now stays shared with the children: the collector must not write to it
     gc.collect()
     gc.freeze()
-    bear: dict[str, Callable[[wire.Message, list[int]], NoReturn]] = {"notebook": notebook.begin, "kernels": kernels.begin}
     while True:
         try:
             message, descriptors = wire.receive(requests)
         except wire.Closed:
             os._exit(0)
-        what = message.pop("do")
-        if what == "account":
-            wire.send(requests, settle_account(**message))
-        elif what == "ping":
-            wire.send(requests, {"pid": os.getpid()})
+        if message["do"] == "account":
+            wire.answer(requests, message, settle_account(message["create"], message["owner"], message["home"]))
         else:
-            fork_for_agent(requests, agent, partial(bear[what], message, descriptors))
+            fork_for_agent(requests, message, agent, partial(begin, message, descriptors))
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def fork_for_agent(requests: socket.socket, agent: int, live: Callable[[], NoReturn]) -> None:
+def fork_for_agent(requests: socket.socket, question: wire.Message, agent: int, live: Callable[[], NoReturn]) -> None:
     """Fork twice, so that the agent, which adopts orphans, becomes the parent; it is sent the child's pidfd."""
     between = os.fork()
     if between:
@@ -111,7 +136,7 @@ def fork_for_agent(requests: socket.socket, agent: int, live: Callable[[], NoRet
         us = os.getpid()
         child = os.fork()
         if child:
-            wire.send(requests, {"pid": child}, [os.pidfd_open(child)])
+            wire.answer(requests, question, {"pid": child}, [os.pidfd_open(child)])
             os._exit(0)
         requests.close()
         while os.getppid() == us:
@@ -147,8 +172,9 @@ def settle(account: str | None, home: str, environment: dict[str, str], parent: 
     die_with(parent)
     os.umask(0o022)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({**set_by_imports, **environment})
     os.chdir(home)
+    admit_own_packages()
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -178,6 +204,30 @@ def settle_account(create: bool, owner: str, home: str) -> dict[str, Any]:
     return {"account": owner}
 
 
+def own_packages() -> Path | None:
+    """Where the owner's ``pip install --user`` puts things; a virtual environment has no such place."""
+    return None if sys.prefix != sys.base_prefix else Path(site.getusersitepackages())
+
+
+def admit_own_packages() -> None:
+    """Find the owner's own packages before the image's, as a new interpreter does."""
+    folder = own_packages()
+    if folder is None or str(folder) in sys.path or "PYTHONNOUSERSITE" in os.environ:
+        return
+    before = list(sys.path)
+    site.ENABLE_USER_SITE = True
+    site.addusersitepackages(set(before))
+    first = next((place for place, entry in enumerate(before) if entry.endswith("-packages")), len(before))
+    sys.path[:] = [*before[:first], *sys.path[len(before) :], *before[first:]]
+
+
+def has_own_versions() -> bool:
+    """Whether something that we have imported ahead is among the owner's own packages too."""
+    folder = own_packages()
+    names = {name.partition(".")[0] for name in sys.modules}
+    return folder is not None and any((folder / name).exists() or (folder / f"{name}.py").exists() for name in names)
+
+
 def needs_fresh_interpreter(environment: Mapping[str, str], ours: Mapping[str, str]) -> bool:
     """Whether a variable differs that an interpreter, or a class being imported, has read before we could set it."""
     names = {name for name in {*environment, *ours} if name.startswith(FIXED_AT_START)}
@@ -202,4 +252,5 @@ def name_process(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    # under its own name, so that what is noted here is there for the modules beside it
+    importlib.import_module(f"{__spec__.parent}.nursery").main(sys.argv[1:])

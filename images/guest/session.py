@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -24,14 +23,15 @@ from typing import Any
 import aiohttp
 
 from . import wire
-from .nurse import Nurse, base_environment
+from .nurse import Notebook, Nurse, base_environment
 
 log = logging.getLogger("hutch.agent")
 
 STARTING_LIMIT_SECONDS = 120.0
 STOPPING_LIMIT_SECONDS = 5.0
-ANSWER_LIMIT_SECONDS = 2.0
 HEALTHY_AFTER_SECONDS = 60.0
+PAUSE_SECONDS = 0.02
+FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
 LOG_BYTES = 1024 * 1024
 LOG_TAIL_BYTES = 2000
@@ -146,8 +146,7 @@ class Session:
         self._account: str | None = None
         self._launch: Launch | None = None
         self._turn = asyncio.Lock()
-        self._line: wire.Channel | None = None
-        self._pid: int | None = None
+        self._notebook: Notebook | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.owner: str | None = json.loads(self._owner_file.read_text())["owner"] if self._owner_file.exists() else None
@@ -166,17 +165,17 @@ class Session:
         return launch
 
     async def end(self) -> None:
-        """Stop the notebook and forget its environment; the instance keeps its owner."""
+        """Stop the notebook, or the launch of it, and forget its environment; the instance keeps its owner."""
+        for task in [*self._tasks]:
+            task.cancel()
         async with self._turn:
             await self._stop()
             self._order, self._environment, self._launch = None, {}, None
 
     async def report(self) -> dict[str, Any]:
         """What the notebook says of its kernels; nothing of it if it is too busy to answer."""
-        if self._line and self.state == "running":
-            with contextlib.suppress(wire.Closed, TimeoutError):
-                return await self._ask_notebook({"do": "report"})
-        return {}
+        answer = await self._notebook.ask({"do": "report"}) if self._notebook and self.state == "running" else None
+        return answer or {}
 
     def trim_log(self) -> None:
         """Keep one older log, and neither larger than its limit; the notebook goes on writing to the same file."""
@@ -193,55 +192,55 @@ class Session:
             self.owner = owner
 
     async def _run(self, launch: Launch, order: Order) -> None:
-        async with self._turn:
-            try:
-                kept = await self._keep(launch, order) or await self._begin(launch, order)
-            except LaunchError as error:
-                log.warning("Launch %s failed: %s", launch.identifier, error)
-                await self._stop()
-                self.state = "dead"
-            else:
-                message = "Your notebook was still running and is yours again." if kept else "Your notebook answers."
-                await launch.tell("ready", "done", message, kept=kept)
+        try:
+            async with self._turn:
+                kept = await self._keep(launch, order)
+                if not kept:
+                    await self._begin(launch, order)
+        except LaunchError as error:
+            log.warning("Launch %s failed: %s", launch.identifier, error)
+        except asyncio.CancelledError:
+            await launch.tell("notebook", "failed", "The launch was called off.", detail="")
+            raise
+        else:
+            message = "Your notebook was still running and is yours again." if kept else "Your notebook answers."
+            await launch.tell("ready", "done", message, kept=kept)
 
     async def _keep(self, launch: Launch, order: Order) -> bool:
         """Give the running notebook its new token, if it is the one that is asked for."""
         environment = self._environment_of(order)
         same = all(self._environment.get(name) == environment.get(name) for name in SAME_SERVER)
-        if self.state != "running" or not same:
+        if self._notebook is None or self.state != "running" or not same:
             return False
-        try:
-            answer = await self._ask_notebook({"do": "rekey", "environment": environment})
-        except (wire.Closed, TimeoutError):
-            return False
-        if not answer["done"]:
+        answer = await self._notebook.ask({"do": "rekey", "environment": environment})
+        if answer is None or not answer["done"]:
             return False
         self._order, self._environment = order, environment
         await launch.tell("notebook", "done", "The running notebook has its new token.")
         return True
 
-    async def _begin(self, launch: Launch, order: Order) -> bool:
+    async def _begin(self, launch: Launch, order: Order) -> None:
         await self._stop()
         self.state, self._order = "starting", order
-        async with launch.stage("account", "Preparing your account and home folder.", "Your account and home folder are ready."):
-            answer = await self._nurse.settle_account(self._create_account, order.owner, self._home)
-            if "error" in answer:
-                raise LaunchError(answer["error"])
-            self._account = answer["account"]
-            self._environment = self._environment_of(order)
-        async with launch.stage("environment", "Preparing the environment of your notebook.", "The environment is ready."):
-            pidfd = await self._bear()
         try:
+            async with launch.stage("account", "Preparing your account and home folder.", "Your account and home are ready."):
+                answer = await self._nurse.settle_account(self._create_account, order.owner, self._home)
+                if "error" in answer:
+                    raise LaunchError(answer["error"])
+                self._account = answer["account"]
+                self._environment = self._environment_of(order)
+            async with launch.stage("environment", "Preparing the environment of your notebook.", "The environment is ready."):
+                notebook = await self._bear()
             async with launch.stage("notebook", "Starting JupyterLab.", "JupyterLab answers."):
-                await self._until_answers(pidfd)
+                await self._until_answers(notebook)
         except BaseException:
-            os.close(pidfd)
+            await self._stop()
+            self.state = "dead"
             raise
         self.state = "running"
-        self._keeper = asyncio.create_task(self._restart_whenever_it_ends(pidfd))
-        return False
+        self._keeper = asyncio.create_task(self._restart_whenever_it_ends(notebook))
 
-    async def _bear(self) -> int:
+    async def _bear(self) -> Notebook:
         assert self._order is not None
         self.trim_log()
         request = {
@@ -250,50 +249,43 @@ class Session:
             "environment": self._environment,
             "arguments": self._order.args,
         }
-        self._pid, pidfd, self._line = await self._nurse.bear(request, self._log_path)
-        return pidfd
+        self._notebook = await self._nurse.bear(request, self._log_path)
+        return self._notebook
 
-    async def _until_answers(self, pidfd: int) -> None:
+    async def _until_answers(self, notebook: Notebook) -> None:
         """Wait for the first answer of the notebook's own API, as the hub itself will do."""
-        prefix = self._environment.get("JUPYTERHUB_SERVICE_PREFIX", "/")
         assert self._order is not None
+        prefix = self._environment.get("JUPYTERHUB_SERVICE_PREFIX", "/")
         url = f"http://{self._address}:{self._order.port}{prefix}api"
-        ended = asyncio.create_task(wire.until_readable(pidfd))
         limit = time.monotonic() + STARTING_LIMIT_SECONDS
-        try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as client:
-                while time.monotonic() < limit:
-                    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                        async with client.get(url, allow_redirects=False) as response:
-                            if response.status < 500:
-                                return
-                    if (await asyncio.wait({ended}, timeout=0.02))[0]:
-                        raise LaunchError("JupyterLab ended while it was starting.", self._log_tail())
-            raise LaunchError(f"JupyterLab did not answer within {STARTING_LIMIT_SECONDS:.0f} seconds.", self._log_tail())
-        finally:
-            ended.cancel()
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as client:
+            while time.monotonic() < limit:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with client.get(url, allow_redirects=False) as response:
+                        if response.status < 500:
+                            return
+                if (await asyncio.wait({notebook.ended}, timeout=PAUSE_SECONDS))[0]:
+                    raise LaunchError("JupyterLab ended while it was starting.", self._log_tail())
+        raise LaunchError(f"JupyterLab did not answer within {STARTING_LIMIT_SECONDS:.0f} seconds.", self._log_tail())
 
-    async def _restart_whenever_it_ends(self, pidfd: int) -> None:
-        pause = 1.0
+    async def _restart_whenever_it_ends(self, notebook: Notebook) -> None:
+        pause = FIRST_PAUSE_SECONDS
         while True:
             born = time.monotonic()
-            try:
-                await wire.until_readable(pidfd)
-            finally:
-                os.close(pidfd)
+            await asyncio.wait({notebook.ended})
             self.state = "dead"
-            self._drop_line()
-            pause = 1.0 if time.monotonic() - born > HEALTHY_AFTER_SECONDS else min(2 * pause, LONGEST_PAUSE_SECONDS)
+            healthy = time.monotonic() - born > HEALTHY_AFTER_SECONDS
+            pause = FIRST_PAUSE_SECONDS if healthy else min(2 * pause, LONGEST_PAUSE_SECONDS)
             self.restarts += 1
-            log.warning("The notebook ended; restart %d in %.0f s", self.restarts, pause / 2)
-            await asyncio.sleep(pause / 2)
-            pidfd = await self._bear()
+            log.warning("The notebook ended; restart %d in %.0f s", self.restarts, pause)
+            await asyncio.sleep(pause)
             self.state = "starting"
+            notebook = await self._bear()
             try:
-                await self._until_answers(pidfd)
+                await self._until_answers(notebook)
             except LaunchError as error:
                 log.warning("%s", error)
-                self._kill(signal.SIGKILL)
+                await notebook.end(STOPPING_LIMIT_SECONDS)
             else:
                 self.state = "running"
 
@@ -302,35 +294,10 @@ class Session:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
-        if self._pid is not None and self._kill(signal.SIGTERM):
-            pidfd = os.pidfd_open(self._pid)
-            try:
-                await asyncio.wait_for(wire.until_readable(pidfd), STOPPING_LIMIT_SECONDS)
-            except TimeoutError:
-                self._kill(signal.SIGKILL)
-                await wire.until_readable(pidfd)
-            finally:
-                os.close(pidfd)
-        self._drop_line()
-        self._pid = None
+        if self._notebook:
+            await self._notebook.end(STOPPING_LIMIT_SECONDS)
+            self._notebook = None
         self.state = "none"
-
-    def _kill(self, number: int) -> bool:
-        try:
-            os.kill(self._pid or 0, number)
-        except ProcessLookupError:
-            return False
-        return True
-
-    def _drop_line(self) -> None:
-        if self._line:
-            self._line.close()
-            self._line = None
-
-    async def _ask_notebook(self, message: wire.Message) -> wire.Message:
-        assert self._line is not None
-        answer, _ = await asyncio.wait_for(self._line.ask(message), ANSWER_LIMIT_SECONDS)
-        return answer
 
     def _environment_of(self, order: Order) -> dict[str, str]:
         user = self._account or getpass.getuser()

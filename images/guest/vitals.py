@@ -16,7 +16,8 @@ psutil.cpu_percent(interval=None)
 def read(home: Path) -> dict[str, Any]:
     """The processor's share counts since the last reading."""
     memory = psutil.virtual_memory()
-    disk = shutil.disk_usage(home)
+    # the home folder comes with the owner; before that the disk it will be on counts
+    disk = shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists()))
     return {
         "cpu": {"cores": os.cpu_count() or 1, "percent": psutil.cpu_percent(interval=None)},
         "memory": {"total": memory.total, "used": memory.total - memory.available},

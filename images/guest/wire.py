@@ -17,6 +17,8 @@ Message = dict[str, Any]
 MAX_PACKET = 192 * 1024
 """A packet must fit the kernel's default socket buffer (net.core.wmem_max, 208 KiB)."""
 
+NUMBER = "number"
+
 
 class Closed(ConnectionError):
     """The process at the other end is gone."""
@@ -46,33 +48,38 @@ def receive(connection: socket.socket) -> tuple[Message, list[int]]:
     return json.loads(packet), descriptors
 
 
+def answer(connection: socket.socket, question: Message, message: Message, descriptors: Sequence[int] = ()) -> None:
+    send(connection, {**message, NUMBER: question[NUMBER]}, descriptors)
+
+
 class Channel:
-    """Questions from an event loop to one process, one at a time, each with one answer."""
+    """Questions from an event loop to one process, one at a time, each with one answer.
+
+    They are numbered, so that an answer that nobody waits for any more is not taken for that of the next question.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._connection = connection
         self._turn = asyncio.Lock()
+        self._asked = 0
 
     async def ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         async with self._turn:
-            send(self._connection, message, descriptors)
-            try:
-                await _readable(self._connection)
-                return receive(self._connection)
-            except asyncio.CancelledError:
-                # the answer may still come, and would be taken for that of the next question
-                self.close()
-                raise
+            if self._connection.fileno() < 0:
+                raise Closed("the connection was closed")
+            self._asked += 1
+            send(self._connection, {**message, NUMBER: self._asked}, descriptors)
+            while True:
+                await until_readable(self._connection.fileno())
+                reply, received = receive(self._connection)
+                if reply[NUMBER] == self._asked:
+                    return reply, received
+                for descriptor in received:
+                    os.close(descriptor)
 
     def close(self) -> None:
         self._connection.close()
-
-
-async def _readable(connection: socket.socket) -> None:
-    if connection.fileno() < 0:
-        raise Closed("the connection was closed")
-    await until_readable(connection.fileno())
 
 
 async def until_readable(descriptor: int) -> None:

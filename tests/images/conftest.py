@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
 import sys
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+import threading
+import time
+from contextlib import asynccontextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import psutil
 import pytest
-from aiohttp import web
 
 from spawner.agent_client import AgentClient, fingerprint_from_console
 from spawner.agent_tls import HubIdentity
@@ -20,20 +25,26 @@ from spawner.agent_tls import HubIdentity
 ROOT = Path(__file__).parents[2]
 PREFIX = "/user/ann/first/"
 WAIT_SECONDS = 60.0
+FIRST_TOKEN = "token-one"
+SCOPE = "access:servers!server=ann/first"
 
 
-async def until(condition, what: str, limit_seconds: float = WAIT_SECONDS):
+async def wait_until(condition, what: str):
     """Wait for a condition, which may be a coroutine function, and hand back what it found."""
-    loop = asyncio.get_running_loop()
-    limit = loop.time() + limit_seconds
-    while loop.time() < limit:
+    limit = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < limit:
         found = condition()
         if asyncio.iscoroutine(found):
             found = await found
         if found:
             return found
         await asyncio.sleep(0.02)
-    raise AssertionError(f"did not come true in {limit_seconds} s: {what}")
+    raise AssertionError(f"did not come true in {WAIT_SECONDS:.0f} s: {what}")
+
+
+@pytest.fixture
+def until():
+    return wait_until
 
 
 def free_port() -> int:
@@ -42,30 +53,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@dataclass
-class SmallHub:
+class SmallHub(ThreadingHTTPServer):
     """Answers what a single-user server asks its hub: the version, who a token is, and activity."""
 
-    port: int
-    tokens: set[str] = field(default_factory=set)
-    activity_tokens: list[str] = field(default_factory=list)
-
-    async def version(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": "6.1.1"}, headers={"X-JupyterHub-Version": "6.1.1"})
-
-    async def user(self, request: web.Request) -> web.Response:
-        if request.headers.get("Authorization", "").removeprefix("token ") not in self.tokens:
-            return web.json_response({"status": 403}, status=403)
-        return web.json_response({"name": "ann", "kind": "user", "groups": [], "scopes": ["access:servers!server=ann/first"]})
-
-    async def activity(self, request: web.Request) -> web.Response:
-        self.activity_tokens.append(request.headers["Authorization"].removeprefix("token "))
-        return web.json_response({})
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), SmallHubHandler)
+        self.tokens: set[str] = set()
+        self.activity_tokens: list[str] = []
 
     def environment(self, token: str) -> dict[str, str]:
         """What JupyterHub hands to a server, as far as it matters here."""
         self.tokens.add(token)
-        api = f"http://127.0.0.1:{self.port}/hub/api"
+        api = f"http://127.0.0.1:{self.server_port}/hub/api"
         return {
             "JUPYTERHUB_API_TOKEN": token,
             "JUPYTERHUB_API_URL": api,
@@ -76,26 +75,44 @@ class SmallHub:
             "JUPYTERHUB_BASE_URL": "/",
             "JUPYTERHUB_SERVICE_PREFIX": PREFIX,
             "JUPYTERHUB_OAUTH_CALLBACK_URL": f"{PREFIX}oauth_callback",
-            "JUPYTERHUB_OAUTH_ACCESS_SCOPES": json.dumps(["access:servers!server=ann/first"]),
+            "JUPYTERHUB_OAUTH_ACCESS_SCOPES": json.dumps([SCOPE]),
         }
 
 
-@pytest.fixture
-async def small_hub():
-    hub = SmallHub(free_port())
-    app = web.Application()
-    app.add_routes(
-        [
-            web.get("/hub/api", hub.version),
-            web.get("/hub/api/user", hub.user),
-            web.post("/hub/api/users/ann/activity", hub.activity),
-        ]
-    )
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", hub.port).start()
-    yield hub
-    await runner.cleanup()
+class SmallHubHandler(BaseHTTPRequestHandler):
+    server: SmallHub
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/user"):
+            known = self._token() in self.server.tokens
+            self._answer(200 if known else 403, {"name": "ann", "kind": "user", "groups": [], "scopes": [SCOPE]})
+        else:
+            self._answer(200, {"version": "6.1.1"})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.activity_tokens.append(self._token())
+        self._answer(200, {})
+
+    def _token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("token ")
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        self.send_response(status)
+        self.send_header("X-JupyterHub-Version", "6.1.1")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def small_hub():
+    with SmallHub() as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        yield hub
+        hub.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -106,39 +123,48 @@ def hub_identity(tmp_path_factory) -> HubIdentity:
 class Guest:
     """One instance's disk, and the agent running on it."""
 
-    def __init__(self, folder: Path, identity: HubIdentity) -> None:
-        self.folder = folder
-        self.etc, self.state, self.home, self.console = (folder / name for name in ("etc", "state", "home", "console.log"))
+    def __init__(self, folder: Path, identity: HubIdentity, hub: SmallHub) -> None:
+        self.etc, self.state, self.home = (folder / name for name in ("etc", "state", "home"))
+        self.console, self.output = folder / "console.log", folder / "agent.log"
         self.etc.mkdir(parents=True)
         self.port, self.notebook_port = free_port(), free_port()
         self.authority = identity.hub_ca_pem()
         self.client = AgentClient(identity.client_context, port=self.port)
-        self.process: asyncio.subprocess.Process | None = None
-        self.output = folder / "agent.log"
+        self.hub = hub
+        self.process: subprocess.Popen[bytes] | None = None
 
-    def configure(self) -> None:
-        (self.etc / "agent.json").write_text(json.dumps({"hub_ca": self.authority, "port": self.port}))
-
-    async def boot(self) -> None:
+    def boot(self) -> Guest:
+        self.switch_on()
         self.configure()
-        self.console.write_text("")
-        await self.start_process()
-        await self.client.wait_listening("127.0.0.1", self.port, asyncio.get_running_loop().time() + WAIT_SECONDS)
+        while not self.listens():
+            assert self.process and self.process.poll() is None, self.output.read_text()
+            time.sleep(0.01)
+        return self
 
-    async def start_process(self) -> None:
+    def switch_on(self) -> None:
+        self.console.write_text("")
         arguments = ["--etc", self.etc, "--state", self.state, "--home", self.home, "--console", self.console]
         with self.output.open("ab") as output:
-            self.process = await asyncio.create_subprocess_exec(
-                *[sys.executable, "-m", "images.guest", *map(str, arguments), "--address", "127.0.0.1", "--account", "current"],
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "images.guest", *map(str, arguments), "--address", "127.0.0.1", "--account", "current"],
                 cwd=ROOT,
                 stdout=output,
                 stderr=output,
             )
 
-    async def switch_off(self) -> None:
-        if self.process and self.process.returncode is None:
+    def configure(self) -> None:
+        (self.etc / "agent.json").write_text(json.dumps({"hub_ca": self.authority, "port": self.port}))
+
+    def switch_off(self) -> None:
+        """As a power cut does it."""
+        if self.process:
             self.process.kill()
-            await self.process.wait()
+            self.process.wait()
+
+    def listens(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
 
     @property
     def fingerprint(self) -> str:
@@ -146,40 +172,118 @@ class Guest:
         assert found, "no fingerprint on the console"
         return found
 
+    def session(self, *, token: str = FIRST_TOKEN, owner: str = "ann", launch: str = "1", **env: str) -> dict[str, Any]:
+        environment = {**self.hub.environment(token), **env}
+        return {"launch": launch, "owner": owner, "env": environment, "args": [], "port": self.notebook_port}
+
     async def push(self, session: dict[str, Any]) -> list[dict[str, Any]]:
         return [event async for event in self.client.push("127.0.0.1", self.fingerprint, session)]
 
     async def status(self) -> dict[str, Any]:
         return await self.client.status("127.0.0.1", self.fingerprint)
 
-    def session(self, hub: SmallHub, *, token: str = "token-one", owner: str = "ann", launch: str = "1") -> dict[str, Any]:
-        return {
-            "launch": launch,
-            "owner": owner,
-            "env": hub.environment(token),
-            "args": [],
-            "port": self.notebook_port,
-        }
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Those of this instance that go by a name."""
+        assert self.process
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.name() == name and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     @property
-    def notebook_url(self) -> str:
-        return f"http://127.0.0.1:{self.notebook_port}{PREFIX}"
+    def notebook_process(self) -> psutil.Process | None:
+        return next(iter(self.processes("jupyterhub-sing")), None)
+
+    @asynccontextmanager
+    async def browser(self, token: str = FIRST_TOKEN):
+        """A client of the notebook that shows a token."""
+        base = f"http://127.0.0.1:{self.notebook_port}{PREFIX}"
+        async with aiohttp.ClientSession(base, headers={"Authorization": f"token {token}"}) as client:
+            yield client
 
 
-@asynccontextmanager
-async def running(guest: Guest):
-    try:
-        await guest.boot()
-        yield guest
-    finally:
-        await guest.switch_off()
+def show(guest: Guest) -> None:
+    for log in (guest.output, guest.state / "notebook.log"):
+        if log.exists():
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-6000:]}")
 
 
 @pytest.fixture
-async def guest(tmp_path, hub_identity, request):
-    """A booted instance; what it wrote is shown when the test fails."""
-    async with running(Guest(tmp_path / "instance", hub_identity)) as guest:
-        yield guest
-        for log in (guest.output, guest.state / "notebook.log"):
-            if log.exists():
-                print(f"--- {log.name}\n{log.read_text(errors='replace')[-6000:]}")
+def guest(tmp_path, hub_identity, small_hub):
+    """A booted instance of one test's own; what it wrote is shown when the test fails."""
+    guest = Guest(tmp_path / "instance", hub_identity, small_hub)
+    yield guest.boot()
+    guest.switch_off()
+    show(guest)
+
+
+@pytest.fixture(scope="module")
+def shared_guest(tmp_path_factory, hub_identity, small_hub):
+    """A booted instance for tests that leave no trace on each other, with a notebook running."""
+    guest = Guest(tmp_path_factory.mktemp("shared") / "instance", hub_identity, small_hub)
+    guest.boot()
+    asyncio.run(guest.push(guest.session()))
+    yield guest
+    guest.switch_off()
+    show(guest)
+
+
+class Kernel:
+    """A kernel as JupyterLab uses it: REST for its life, a websocket for its work."""
+
+    def __init__(self, client: aiohttp.ClientSession, identifier: str) -> None:
+        self.client = client
+        self.identifier = identifier
+
+    @classmethod
+    async def start(cls, client: aiohttp.ClientSession, name: str = "python3", **body: Any) -> Kernel:
+        async with client.post("api/kernels", json={"name": name, **body}) as response:
+            assert response.status == 201, await response.text()
+            return cls(client, (await response.json())["id"])
+
+    async def act(self, action: str) -> None:
+        async with self.client.post(f"api/kernels/{self.identifier}/{action}") as response:
+            assert response.status < 300, await response.text()
+
+    async def state(self) -> str | None:
+        async with self.client.get(f"api/kernels/{self.identifier}") as response:
+            return (await response.json())["execution_state"] if response.status == 200 else None
+
+    async def shut_down(self) -> None:
+        async with self.client.delete(f"api/kernels/{self.identifier}") as response:
+            assert response.status == 204
+
+    async def run(self, code: str, *, when_begun=None, kind: str = "execute_request", channel: str = "shell") -> str:
+        """What the code printed, or the name of its exception."""
+        number = os.urandom(8).hex()
+        header = {"msg_id": number, "username": "", "session": "s", "msg_type": kind, "version": "5.3"}
+        content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+        printed, replied, idle = "", False, False
+        async with self.client.ws_connect(f"api/kernels/{self.identifier}/channels?session_id=s") as channels:
+            await channels.send_json(
+                {"channel": channel, "header": header, "parent_header": {}, "metadata": {}, "content": content}
+            )
+            while not (replied and idle):
+                message = await channels.receive_json(timeout=WAIT_SECONDS)
+                if message["parent_header"].get("msg_id") != number:
+                    continue
+                content = message["content"]
+                match message["msg_type"]:
+                    case "stream":
+                        printed += content["text"]
+                        if when_begun:
+                            await when_begun()
+                    case "error":
+                        printed += content["ename"]
+                    case "execute_reply":
+                        replied = True
+                    case "status":
+                        idle = content["execution_state"] == "idle"
+        return printed.strip()
+
+
+@pytest.fixture
+def start_kernel():
+    return Kernel.start
