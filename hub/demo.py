@@ -34,6 +34,7 @@ def run(console: Console, *, payload: str = "agent") -> None:
     state = Path(hutch.state_dir)
     state.mkdir(parents=True, exist_ok=True)
     address = read()["JupyterHub"]["bind_url"]
+    end_stale_proxy(state / "proxy.pid")
     check_ports({"hub": urlsplit(address).port or 80, "portal": hutch.portal_port, "devcloud": DEVCLOUD_PORT, "hub API": 8081})
 
     parts: list[tuple[str, subprocess.Popen[bytes]]] = []
@@ -48,7 +49,7 @@ def run(console: Console, *, payload: str = "agent") -> None:
         with console.status("Starting the hub, its proxy, the portal and the steward"):
             hub = [sys.executable, "-m", "jupyterhub", "--config", str(config)]
             parts.append(("hub", _start(hub, state / "hub.log", folder=config.parent)))
-            _wait(parts, state, f"{loopback(address)}/hub/login")
+            _wait(parts, state, f"{address}/hub/login")
         console.print("[green]✓[/] hub, proxy, portal and steward")
         console.print(
             f"\n  Open [bold link={address}]{address}[/] and sign in as anybody. Logs are in {state}. Ctrl-C stops it all.\n"
@@ -58,6 +59,17 @@ def run(console: Console, *, payload: str = "agent") -> None:
         console.print("Stopping.")
     finally:
         _stop(parts)
+
+
+def end_stale_proxy(pid_file: Path) -> None:
+    """A hub that was killed leaves its proxy behind, which would hold the port."""
+    try:
+        pid = int(pid_file.read_text().splitlines()[0])
+        if b"configurable-http-proxy" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.5)
+    except (OSError, ValueError, IndexError):
+        return  # none
 
 
 def check_ports(ports: dict[str, int]) -> None:
@@ -75,12 +87,6 @@ def _listening(port: int) -> bool:
         except OSError:
             return True
     return False
-
-
-def loopback(address: str) -> str:
-    """The same address by number: not every resolver knows *.localhost."""
-    parts = urlsplit(address)
-    return f"{parts.scheme}://127.0.0.1:{parts.port}"
 
 
 def _start(command: list[str], log: Path, folder: Path | None = None) -> subprocess.Popen[bytes]:

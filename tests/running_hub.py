@@ -80,7 +80,7 @@ class RunningHub:
     def _answers(self) -> bool:
         assert self.process and self.process.poll() is None, f"the hub ended by itself:\n{self.log()[-3000:]}"
         try:
-            return requests.get(f"http://127.0.0.1:{self.port}/hub/api/", timeout=5).status_code == 200
+            return requests.get(f"http://localhost:{self.port}/hub/api/", timeout=5).status_code == 200
         except requests.ConnectionError:
             return False
 
@@ -113,8 +113,7 @@ class RunningHub:
 
     def api(self, method: str, path: str, token: str = "", **body: Any) -> requests.Response:
         headers = {"Authorization": f"token {token or self.token}"}
-        # JupyterHub takes any host under domains per user; the number needs no resolver
-        return requests.request(method, f"http://127.0.0.1:{self.port}/hub/api/{path}", headers=headers, timeout=60, **body)
+        return requests.request(method, f"http://localhost:{self.port}/hub/api/{path}", headers=headers, timeout=60, **body)
 
     def add_user(self, name: str) -> None:
         self.api("POST", f"users/{name}").raise_for_status()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from spawner import builders
@@ -109,12 +109,13 @@ class Launched:
 
 def meant_to_run(session: Session) -> list[Launched]:
     """Instances whose newest intent is a launch that neither failed nor was cancelled."""
-    newest = select(Intent.id).where(Intent.instance_id == Instance.id).order_by(Intent.id.desc()).limit(1).scalar_subquery()
+    newest = select(func.max(Intent.id)).group_by(Intent.instance_id)
     query = (
         select(Instance.id, User.login, Instance.server_name)
         .join(User, User.id == Instance.owner_id)
-        .join(Intent, Intent.id == newest)
+        .join(Intent, Intent.instance_id == Instance.id)
         .where(
+            Intent.id.in_(newest),
             Instance.deleted_at.is_(None),
             Intent.kind == IntentKind.LAUNCH,
             Intent.outcome.is_(None) | (Intent.outcome == Outcome.DONE),
