@@ -95,10 +95,11 @@ class RunningHub:
             yield session
         engine.dispose()
 
-    def sign_in(self, login: str) -> Browser:
-        browser = Browser(self)
-        browser.sign_in(login)
-        return browser
+    @contextmanager
+    def signed_in(self, login: str) -> Iterator[Browser]:
+        with Browser(self) as browser:
+            browser.sign_in(login)
+            yield browser
 
     def add_person(self, login: str, *, experiments: dict[str, int] | None = None, role: str = "") -> str:
         """A person of the facility. experiments: {title: days from now at which the visit starts}, each three days long."""
