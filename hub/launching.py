@@ -173,6 +173,7 @@ class Launching(Spawner):
     """The facility's side of a spawner."""
 
     granted: Granted | None = None
+    launch: LaunchLog | None = None
     _instance_id = ""
     _actor = ""
 
@@ -217,7 +218,7 @@ class Launching(Spawner):
         if isawaitable(hook):
             await hook
 
-    def apply_user_options(self, spawner: Spawner, options: dict[str, Any]) -> None:  # type: ignore[override]
+    def apply_user_options(self, spawner: Spawner, options: dict[str, Any]) -> None:
         """Nothing that users send reaches a trait: `grant` reads the options and decides."""
 
     def _asked(self) -> Asked:

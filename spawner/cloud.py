@@ -85,8 +85,8 @@ def _http_error(error: sdk_errors.HttpException, asked: str, detail: str) -> Clo
 def is_not_found(error: sdk_errors.HttpException) -> bool:
     """A 404 of Nova, Neutron or Glance itself; one from a broken proxy before them proves nothing."""
     try:
-        body = error.response.json()
-    except (ValueError, AttributeError):
+        body = error.response.json() if error.response is not None else None
+    except ValueError:
         return False
     return isinstance(body, dict) and bool({"itemNotFound", "NeutronError"} & body.keys())
 

@@ -67,13 +67,17 @@ async def serve() -> None:
     base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
     async with aiohttp.ClientSession(base, headers=headers, timeout=aiohttp.ClientTimeout(total=30)) as hub:
         while True:
-            for task in (purge(facility, cloud), finish_stops(facility, cloud), readopt(facility, hub, readoption)):
+            for name, task in {
+                "purge": purge(facility, cloud),
+                "finish stops": finish_stops(facility, cloud),
+                "readopt": readopt(facility, hub, readoption),
+            }.items():
                 try:
                     await task
                 except (CloudError, aiohttp.ClientError, TimeoutError) as error:
-                    log.warning("a task was put off", task=task.__qualname__, error=str(error))
+                    log.warning("put off", task=name, error=str(error))
                 except Exception:
-                    log.exception("a task failed", task=task.__qualname__)
+                    log.exception("failed", task=name)
             await asyncio.sleep(facility.hutch.steward_interval_seconds)
 
 

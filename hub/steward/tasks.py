@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy import func, select
@@ -38,7 +39,7 @@ async def purge(facility: Facility, cloud: Cloud) -> None:
         except (CloudError, TimeoutError) as error:
             log.warning("purge put off", instance=instance_id, error=str(error))
             continue
-        await facility.ask(lambda session, instance_id=instance_id: _purged(session, instance_id))
+        await facility.ask(partial(_purged, instance_id=instance_id))
         log.info("purged", instance=instance_id, deleted=count)
 
 
@@ -58,7 +59,7 @@ async def finish_stops(facility: Facility, cloud: Cloud) -> None:
     for instance_id in overdue:
         server = servers.get(instance_id)
         if server is None or (server["status"] in ENDED and not server["OS-EXT-STS:task_state"]):
-            await facility.ask(lambda session, instance_id=instance_id: _stopped(session, instance_id))
+            await facility.ask(partial(_stopped, instance_id=instance_id))
             continue
         if not server["OS-EXT-STS:task_state"]:
             log.info("finishing a stop", instance=instance_id, server=server["id"])
