@@ -13,7 +13,7 @@ from traitlets.config import Config
 from spawner.cloud import Cloud, CloudError
 from spawner.openstack import OpenStackSpawner
 
-from .. import configuration, parent
+from .. import configuration, service
 from ..database.tables import now
 from ..facility import Facility
 from .tasks import Launched, Readoption, finish_stops, meant_to_run, purge
@@ -82,5 +82,5 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    parent.die_with_it()
+    service.begin()
     asyncio.run(serve())

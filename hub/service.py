@@ -1,0 +1,38 @@
+"""What each of our services does first: log as events with fields, and end with the hub that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+import structlog
+
+# ref: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
+PR_SET_PDEATHSIG = 1
+
+
+def begin() -> None:
+    _configure_log()
+    _end_with_parent(os.getppid())
+
+
+def _configure_log() -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # plain: prettier tracebacks print local variables, and tokens are among them
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+    )
+
+
+def _end_with_parent(parent: int) -> None:
+    """A hub that was killed cannot end its services; a new hub starts its own and needs their ports."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("the hub that started this service is gone")
