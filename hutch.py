@@ -40,6 +40,7 @@ def deployment(
 @app.command()
 def demo(
     payload: Annotated[str, typer.Option(help="What servers of devcloud run: agent (JupyterLab) or stub (nothing).")] = "agent",
+    devcloud_port: Annotated[int, typer.Option(help="Where devcloud listens.")] = 9500,
 ) -> None:
     """Run everything on this machine with the example facility, until Ctrl-C. For trying out, not for work."""
     from rich.console import Console
@@ -57,7 +58,7 @@ def demo(
     loaded = ", ".join(f"{sum(report.counts[table].values())} {words}" for table, words in EXAMPLE_WORDS.items())
     console.print(f"[green]✓[/] example facility: {loaded}")
     engine.dispose()
-    hub.demo.run(console, payload=payload)
+    hub.demo.run(console, payload=payload, devcloud_port=devcloud_port)
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from rich.console import Console
 from .configuration import CONFIG_VARIABLE, config_path, load, read
 from .errors import HutchError
 
-DEVCLOUD_PORT = 9500
 START_SECONDS = 120
 
 
@@ -26,29 +25,31 @@ class DemoError(HutchError):
     """The demo cannot start, or something that it needs has ended."""
 
 
-def run(console: Console, *, payload: str = "agent") -> None:
+def run(console: Console, *, payload: str, devcloud_port: int) -> None:
     """Runs the demo in the foreground. Ends when interrupted, or when a part of it ends by itself."""
-    config = config_path()
-    os.environ[CONFIG_VARIABLE] = str(config)
+    file = config_path()
+    os.environ[CONFIG_VARIABLE] = str(file)
     hutch = load()
     state = Path(hutch.state_dir)
     state.mkdir(parents=True, exist_ok=True)
-    address = read()["JupyterHub"]["bind_url"]
+    config = read()
+    address = config["JupyterHub"]["bind_url"]
     end_stale_proxy(state / "proxy.pid")
-    check_ports({"hub": urlsplit(address).port or 80, "portal": hutch.portal_port, "devcloud": DEVCLOUD_PORT, "hub API": 8081})
+    ports = {"hub": urlsplit(address).port or 80, "portal": hutch.portal_port, "devcloud": devcloud_port}
+    check_ports(ports | {"hub's API": config["JupyterHub"].get("hub_port", 8081)})
 
     parts: list[tuple[str, subprocess.Popen[bytes]]] = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         devcloud = [sys.executable, "-m", "spawner.devcloud", "--state", str(state / "devcloud")]
-        devcloud += ["--port", str(DEVCLOUD_PORT), "--payload", payload]
+        devcloud += ["--port", str(devcloud_port), "--payload", payload]
         with console.status("Starting devcloud, a toy cloud on this machine"):
             parts.append(("devcloud", _start(devcloud, state / "devcloud.log")))
-            _wait(parts, state, f"http://127.0.0.1:{DEVCLOUD_PORT}/devcloud")
+            _wait(parts, state, f"http://127.0.0.1:{devcloud_port}/devcloud")
         console.print("[green]✓[/] devcloud, a toy cloud on this machine")
         with console.status("Starting the hub, its proxy, the portal and the steward"):
-            hub = [sys.executable, "-m", "jupyterhub", "--config", str(config)]
-            parts.append(("hub", _start(hub, state / "hub.log", folder=config.parent)))
+            hub = [sys.executable, "-m", "jupyterhub", "--config", str(file)]
+            parts.append(("hub", _start(hub, state / "hub.log", folder=file.parent)))
             _wait(parts, state, f"{address}/hub/login")
         console.print("[green]✓[/] hub, proxy, portal and steward")
         console.print(

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from ..configuration import load
-from ..parent import die_with_it
+from ..service import begin
 from .app import create_app
 
 
@@ -28,7 +28,7 @@ def tls() -> dict[str, Any]:
 
 
 def main() -> None:
-    die_with_it()
+    begin()
     hutch = load()
     where = urlsplit(os.environ.get("JUPYTERHUB_SERVICE_URL", f"http://127.0.0.1:{hutch.portal_port}"))
     uvicorn.run(
