@@ -34,6 +34,7 @@ from aiohttp import web
 from spawner.devcloud.faults import Fault, Faults
 from spawner.devcloud.keystone import NOTE, Keystone
 from spawner.devcloud.lifecycle import Lifecycle
+from spawner.devcloud.machine import Machine
 from spawner.devcloud.state import DEFAULT_QUOTA, Record, Server, now
 
 KEPT_CALLS = 10_000
@@ -186,14 +187,20 @@ class Control:
             await machine.kill()
         self._lifecycle.powered_off(server)
 
+    def _machine(self, server: Server) -> Machine:
+        machine = self._lifecycle.machines.get(server.id)
+        if machine is None:
+            raise ValueError(f"nothing runs in server {server.id}, which is {server.vm_state}")
+        return machine
+
     async def _crash(self, server: Server, wanted: dict[str, Any]) -> None:
-        await self._lifecycle.machines[server.id].crash()
+        await self._machine(server).crash()
 
     async def _mute(self, server: Server, wanted: dict[str, Any]) -> None:
-        await self._lifecycle.machines[server.id].mute()
+        await self._machine(server).mute()
 
     async def _wrong_certificate(self, server: Server, wanted: dict[str, Any]) -> None:
-        await self._lifecycle.machines[server.id].impersonate()
+        await self._machine(server).impersonate()
 
     async def _error(self, server: Server, wanted: dict[str, Any]) -> None:
         message = str(wanted.get("message", "Unexpected error (a test asked devcloud for it)"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from spawner.devcloud.errors import bad_request
+from spawner.devcloud.errors import bad_request, forbidden
 from spawner.devcloud.flavors import describe_embedded
 from spawner.devcloud.keystone import Identity
 from spawner.devcloud.neutron import Network
@@ -178,7 +178,10 @@ class Views:
         servers = [] if deleted else list(reversed(self._state.servers.values()))
         if deleted or changes_since:
             servers += reversed(self._state.tombstones.values())
-        if not (identity.is_admin and query.get("all_tenants", "").lower() in ("", "1", "true", "yes") and "all_tenants" in query):
+        everybody = query.get("all_tenants", "false").lower() in ("", "1", "true", "yes", "on")
+        if everybody and not identity.is_admin:
+            raise forbidden("Policy doesn't allow os_compute_api:servers:index:get_all_tenants to be performed.")
+        if not everybody:
             servers = [server for server in servers if server.project_id == identity.project_id]
         if changes_since:
             since = instant(changes_since)

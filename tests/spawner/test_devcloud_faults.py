@@ -8,6 +8,7 @@ import requests
 from keystoneauth1.exceptions import ClientException
 from openstack import exceptions
 
+NOWHERE = "00000000-0000-4000-8000-000000000000"
 LIST = "/compute/v2.1/servers/detail"
 
 
@@ -108,9 +109,10 @@ def test_calls_are_counted_by_kind(devcloud: Any, cloud: Any, boot: Any) -> None
         ("/faults", {"action": "explode"}, "action 'explode' is not one of status"),
         ("/faults", {"action": "status", "wish": 1}, "unexpected keyword argument 'wish'"),
         ("/quota", {"happiness": 1}, "no such quota: happiness"),
+        (f"/servers/{NOWHERE}/crash", {}, "404"),
         ("/next-boot", {"mood": "bad"}, "next-boot knows error, seconds and never_agent, not mood"),
     ],
-    ids=["action", "field", "quota", "next-boot"],
+    ids=["action", "field", "quota", "server", "next-boot"],
 )
 def test_a_wrong_order_is_refused(devcloud: Any, path: str, body: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):

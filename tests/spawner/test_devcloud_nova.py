@@ -402,6 +402,8 @@ def test_a_project_sees_its_own_servers_only(cloud: Any, devcloud: Any, boot: An
         assert list(other.network.ports()) == []
         with pytest.raises(exceptions.NotFoundException):
             other.compute.get_server(server.id)
+    with pytest.raises(exceptions.ForbiddenException, match="get_all_tenants"):
+        list(cloud.compute.servers(all_projects=True))
     with devcloud.connect("devcloud-admin") as admin:
         assert names(admin.compute.servers(all_projects=True)) == ["hutch-1"]
         assert list(admin.compute.servers()) == []
