@@ -50,6 +50,9 @@ def arguments() -> list[str]:
         f"--KernelProvisionerFactory.default_provisioner_name={PROVISIONER}",
         # an image decides what is installed; the list of extensions still shows it
         "--LabApp.extension_manager=readonly",
+        # an instance need not reach the internet: no question about news on the first page, and no search for newer versions
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
     ]
 
 

@@ -52,7 +52,7 @@ def begin(message: wire.Message, descriptors: list[int]) -> NoReturn:
 def live(message: wire.Message, parent: int) -> NoReturn:
     """One kernel, as ``python -m ipykernel_launcher`` would be it."""
     try:
-        nursery.settle(None, message["folder"], message["environment"], parent, log=os.dup(1))
+        nursery.settle(None, message["folder"], message["environment"], parent, log=1)
         nursery.name_process("python")
         forget_ourselves()
         # the class read the parent's number when it was imported; the parent is another one now

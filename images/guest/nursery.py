@@ -59,7 +59,7 @@ FIXED_AT_START = ("PYTHON", "LD_", "MALLOC_", "SSLKEYLOGFILE", "JUPYTER_", "JUPY
 FOR_THE_NURSERY = {"PYTHONNOUSERSITE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 """Its own variables: as root it runs nothing that the owner has installed, and it does not preach about debuggers."""
 
-PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 4, 15, 36
 LOWEST_PERSONAL_UID = 1000
 Life = Callable[[wire.Message, list[int]], NoReturn]
 set_by_imports: dict[str, str] = {}
@@ -70,14 +70,14 @@ def main(arguments: list[str]) -> NoReturn:
     agent, *requests = map(int, arguments)
     die_with(agent)
     leave_path()
-    for name in FOR_THE_NURSERY:
-        del os.environ[name]
     # an agent ignores it, and we would inherit that
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     name_process("hutch-nursery")
     notebook_requests, kernel_requests = (socket.socket(fileno=descriptor) for descriptor in requests)
     gc.disable()
     import_ahead(KERNEL_MODULES)
+    for name in FOR_THE_NURSERY:
+        del os.environ[name]
     us = os.getpid()
     if os.fork() == 0:
         die_with(us)
@@ -150,24 +150,31 @@ def fork_for_agent(requests: socket.socket, question: wire.Message, agent: int, 
         os._exit(1)
 
 
-def settle(account: str | None, home: str, environment: dict[str, str], parent: int, log: int | None = None) -> None:
+def settle(account: str | None, home: str, environment: dict[str, str], parent: int, log: int) -> None:
     """Become what a login would have made of this process: own session, streams, account, environment, folder."""
     os.setsid()
     gc.enable()
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     for stream in (1, 2):
-        os.dup2(nothing if log is None else log, stream)
+        os.dup2(log, stream)
+    os.close(nothing)
     for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # we are spared when memory runs out; what the owner runs is not
+    spared = Path("/proc/self/oom_score_adj")
+    if int(spared.read_text()) < 0:
+        spared.write_text("0")
     if account:
         record = pwd.getpwnam(account)
         os.initgroups(account, record.pw_gid)
         os.setgid(record.pw_gid)
         os.setuid(record.pw_uid)
+        # the process is now the owner's to debug and to measure, as any other of theirs; it holds no secret of ours
+        _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
     # after the change of account, which would clear it
     die_with(parent)
     os.umask(0o022)
@@ -217,7 +224,8 @@ def admit_own_packages() -> None:
     before = list(sys.path)
     site.ENABLE_USER_SITE = True
     site.addusersitepackages(set(before))
-    first = next((place for place, entry in enumerate(before) if entry.endswith("-packages")), len(before))
+    images = site.getsitepackages()
+    first = next((place for place, entry in enumerate(before) if entry in images), len(before))
     sys.path[:] = [*before[:first], *sys.path[len(before) :], *before[first:]]
 
 

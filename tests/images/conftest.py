@@ -132,6 +132,7 @@ class Guest:
         self.client = AgentClient(identity.client_context, port=self.port)
         self.hub = hub
         self.process: subprocess.Popen[bytes] | None = None
+        self.package, self.root = "images.guest", ROOT
 
     def boot(self) -> Guest:
         self.switch_on()
@@ -146,8 +147,8 @@ class Guest:
         arguments = ["--etc", self.etc, "--state", self.state, "--home", self.home, "--console", self.console]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "images.guest", *map(str, arguments), "--address", "127.0.0.1", "--account", "current"],
-                cwd=ROOT,
+                [sys.executable, "-m", self.package, *map(str, arguments), "--address", "127.0.0.1", "--account", "current"],
+                cwd=self.root,
                 stdout=output,
                 stderr=output,
             )
@@ -255,15 +256,28 @@ class Kernel:
         async with self.client.delete(f"api/kernels/{self.identifier}") as response:
             assert response.status == 204
 
-    async def run(self, code: str, *, when_begun=None, kind: str = "execute_request", channel: str = "shell") -> str:
+    async def debug(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """What the kernel's debugger answers."""
+        header = {"msg_id": os.urandom(8).hex(), "username": "", "session": "s", "msg_type": "debug_request", "version": "5.3"}
+        content = {"type": "request", "seq": 1, "command": command, "arguments": arguments}
+        async with self.client.ws_connect(f"api/kernels/{self.identifier}/channels?session_id=s") as channels:
+            await channels.send_json(
+                {"channel": "control", "header": header, "parent_header": {}, "metadata": {}, "content": content}
+            )
+            while True:
+                message = await channels.receive_json(timeout=WAIT_SECONDS)
+                if message["msg_type"] == "debug_reply" and message["parent_header"]["msg_id"] == header["msg_id"]:
+                    return message["content"]
+
+    async def run(self, code: str, *, when_begun=None) -> str:
         """What the code printed, or the name of its exception."""
         number = os.urandom(8).hex()
-        header = {"msg_id": number, "username": "", "session": "s", "msg_type": kind, "version": "5.3"}
+        header = {"msg_id": number, "username": "", "session": "s", "msg_type": "execute_request", "version": "5.3"}
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
         printed, replied, idle = "", False, False
         async with self.client.ws_connect(f"api/kernels/{self.identifier}/channels?session_id=s") as channels:
             await channels.send_json(
-                {"channel": channel, "header": header, "parent_header": {}, "metadata": {}, "content": content}
+                {"channel": "shell", "header": header, "parent_header": {}, "metadata": {}, "content": content}
             )
             while not (replied and idle):
                 message = await channels.receive_json(timeout=WAIT_SECONDS)

@@ -91,6 +91,13 @@ async def test_its_children_are_its_own(kernel):
     assert await kernel.run("!echo $HOME") == str(await kernel.run("import os; print(os.path.expanduser('~'))"))
 
 
+async def test_its_debugger_attaches(kernel):
+    speaker = {"clientID": "test", "adapterID": "python", "pathFormat": "path", "linesStartAt1": True, "columnsStartAt1": True}
+    assert (await kernel.debug("initialize", **speaker))["success"]
+    assert (await kernel.debug("attach", **speaker))["success"]
+    assert await kernel.run("print(6 * 7)") == "42"
+
+
 async def test_two_kernels_do_not_draw_the_same_random_numbers(browser, start_kernel):
     drawn = set()
     for _ in range(2):
@@ -109,6 +116,7 @@ import os, signal, sys, threading
 variables = {name: value for name, value in os.environ.items() if name not in ('JPY_PARENT_PID', 'PYTHONNODEBUGRANGES')}
 ours = [name for name in sys.modules if name.startswith(('images', 'jupyter_server', 'jupyterhub', 'jupyterlab'))]
 print(sys.path, sorted(variables.items()), ours, sys.argv[1], os.getsid(0) == os.getpid(), os.umask(0o22))
+print([link for number in (3, 4, 5) if (link := os.readlink(f'/proc/self/fd/{number}')) and not link.startswith('anon_inode')])
 print([signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)], threading.active_count())
 """.replace("sys.argv[1]", "len(sys.argv) > 2")
     for name in ("python3", "started"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 
 import psutil
@@ -201,6 +202,17 @@ async def test_a_variable_that_only_a_new_interpreter_reads_is_honoured(guest, s
         kernel = await start_kernel(browser)
         assert await kernel.run("import sys; print(sys.flags.utf8_mode, sys.flags.hash_randomization)") == "1 0"
     assert (await guest.push(guest.session(launch="2", PYTHONHASHSEED="0", PYTHONUTF8="1")))[-1]["kept"] is True
+
+
+async def test_the_folder_runs_under_any_package_name(guest, tmp_path, start_kernel):
+    guest.switch_off()
+    shutil.copytree(guest.root / "images" / "guest", tmp_path / "opt" / "hutch_guest")
+    guest.package, guest.root = "hutch_guest", tmp_path / "opt"
+    guest.boot()
+    assert (await guest.push(guest.session()))[-1]["stage"] == "ready"
+    async with guest.browser() as browser:
+        assert await (await start_kernel(browser)).run("import hutch_guest") == "ModuleNotFoundError"
+    assert (await guest.push(guest.session(launch="2")))[-1]["kept"] is True
 
 
 async def test_the_owner_is_the_only_one_to_use_the_notebook(guest):
