@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 
 from spawner.devcloud.process import DevcloudProcess, running
+from spawner.openstack import OpenStackSpawner
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +77,16 @@ def raw(devcloud: DevcloudProcess, cloud: Any) -> Callable[..., requests.Respons
         return requests.request(method, devcloud.url + path, json=body, headers=sent, timeout=30)
 
     return raw
+
+
+@pytest.fixture
+def make_spawner(tmp_path: Path) -> Callable[..., OpenStackSpawner]:
+    """A spawner without a hub around it; options are its traits."""
+
+    def make(user: str = "ann", name: str = "films", **traits: Any) -> OpenStackSpawner:
+        person = SimpleNamespace(name=user, id=1, url=f"/user/{user}/", settings={})
+        record = SimpleNamespace(name=name, display_name=name, server=None, user=person)
+        traits = {"state_dir": str(tmp_path), "fast_listing_seconds": 0.05, "slow_listing_seconds": 0.2} | traits
+        return OpenStackSpawner(user=person, orm_spawner=record, **traits)
+
+    return make

@@ -1,0 +1,216 @@
+"""A hub as a facility runs it: `hub.install`, the example facility's records, and a devcloud with stub payloads below.
+
+People come and go within a test: `visitor` adds one whom no other test knows, so that tests can share a hub.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+from running_hub import RunningHub, free_port, until
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from etl.adapters.files import Files
+from etl.load import run
+from hub.database.engine import deployment_id, open_database, sessions, upgrade
+from hub.database.tables import Experiment, ExperimentMember, Instance, Intent, Plan, Proposal, User, UserRole, now
+from spawner.devcloud.process import DevcloudProcess, running
+
+T = TypeVar("T")
+EXAMPLE = Path(__file__).parent.parent / "etl" / "example"
+CONTACT = "the user office (users@facility.example)"
+
+CONFIG = """
+from pathlib import Path
+import hub
+
+c.Hutch.facility_name = "Example Facility"
+c.Hutch.contact = {contact!r}
+c.Hutch.portal_port = {portal_port}
+c.Hutch.steward_interval_seconds = 0.3
+c.OpenStackSpawner.cloud_name = "devcloud"
+c.OpenStackSpawner.clouds_yaml = {clouds_yaml!r}
+c.OpenStackSpawner.fast_listing_seconds = 0.1
+c.OpenStackSpawner.slow_listing_seconds = 0.5
+c.OpenStackSpawner.stop_timeout_seconds = 20
+c.Spawner.poll_interval = 1
+c.Spawner.http_timeout = 5
+{more}
+hub.install(c, Path({folder!r}))
+"""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Somebody of the facility, and the experiment that they are a member of."""
+
+    login: str
+    id: str
+    experiment: str
+    token: str
+
+
+class FacilityHub(RunningHub):
+    """A running hub, its database and its cloud."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, folder: Path, devcloud: DevcloudProcess, more: str = "") -> None:
+        self.devcloud, self.state = devcloud, folder / ".hutch"
+        clouds_yaml = str(devcloud.clouds_yaml)
+        config = CONFIG.format(contact=CONTACT, portal_port=free_port(), clouds_yaml=clouds_yaml, more=more, folder=str(folder))
+        super().__init__(folder, config)
+        self.engine = open_database(f"sqlite:///{self.state / 'hutch.sqlite'}")
+        upgrade(self.engine)
+        run(self.engine, Files(EXAMPLE), "example", allow_removals=True)
+        self._sessions = sessions(self.engine)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        with self._sessions.begin() as session:
+            yield session
+
+    # --- people and plans
+
+    def visitor(self, *roles: str, experiment: bool = True, quota: int | None = None, instrument: str = "ID16") -> Visitor:
+        """A new person with the facility roles, in a new experiment unless it is refused to them."""
+        number = next(self._numbers)
+        login, visit = f"visitor{number}", f"T-{number}-1"
+        with self.session() as session:
+            session.add(User(id=login, login=login, given_name="Vera", family_name=f"Visitor {number}", instance_quota=quota))
+            session.flush()
+            session.add_all(UserRole(user_id=login, role=role) for role in roles)
+            session.add(Proposal(id=f"T-{number}", title=f"Proposal {number}"))
+            session.flush()
+            session.add(Experiment(id=visit, proposal_id=f"T-{number}", instrument_id=instrument))
+            session.flush()
+            if experiment:
+                session.add(ExperimentMember(experiment_id=visit, user_id=login))
+        self.add_user(login)
+        return Visitor(login, login, visit, self.token_of(login))
+
+    def plan(self, name: str, **values: Any) -> str:
+        """A plan that exists for one test."""
+        values = {"name": name, "image": "hutch-notebook", "flavor": "m1.small", "cores": 1, "memory_mb": 1, **values}
+        with self.session() as session:
+            session.add(Plan(id=name, **values))
+        return name
+
+    # --- what a page would ask
+
+    def launch(
+        self, visitor: Visitor, name: str = "films", plan: str = "notebook", token: str = "", **body: Any
+    ) -> requests.Response:
+        """As the portal does: with the user's own token."""
+        body = body or {"display_name": name, "user_options": {"plan": plan, "experiments": [visitor.experiment]}}
+        return self.api("POST", f"users/{visitor.login}/servers/{name}", token or visitor.token, json=body)
+
+    def launched(self, visitor: Visitor, name: str = "films", **options: Any) -> Instance:
+        answer = self.launch(visitor, name, **options)
+        assert answer.status_code in (201, 202), answer.text
+        self.until_ready(visitor.login, name)
+        return self.instance(visitor)
+
+    def start_again(self, visitor: Visitor, name: str = "films", token: str = "") -> requests.Response:
+        return self.api("POST", f"users/{visitor.login}/servers/{name}", token or visitor.token)
+
+    def end(self, visitor: Visitor, name: str = "films", token: str = "", *, remove: bool = False) -> requests.Response:
+        """Stops or deletes, and waits until that is done."""
+        answer = self.api("DELETE", f"users/{visitor.login}/servers/{name}", token or visitor.token, json={"remove": remove})
+        self.until_idle(visitor.login, name)
+        return answer
+
+    # --- what became of it
+
+    def instances(self, visitor: Visitor) -> list[Instance]:
+        """Oldest first, with their intents, events, members and experiments."""
+        with self.session() as session:
+            query = select(Instance).where(Instance.owner_id == visitor.id).order_by(Instance.created_at)
+            loaded = (Instance.intents, Instance.events, Instance.members, Instance.experiments)
+            return list(session.scalars(query.options(*map(selectinload, loaded))))
+
+    def instance(self, visitor: Visitor) -> Instance:
+        return self.instances(visitor)[-1]
+
+    def intent(self, visitor: Visitor) -> Intent:
+        """The newest one of the visitor's newest instance."""
+        return self.instance(visitor).intents[-1]
+
+    def until_intent(self, visitor: Visitor, **wanted: Any) -> Intent:
+        """Waits until the newest intent has these values."""
+
+        def found() -> Intent | None:
+            known = self.instances(visitor)
+            intent = known[-1].intents[-1] if known else None
+            return intent if intent and all(getattr(intent, name) == value for name, value in wanted.items()) else None
+
+        return until(found, f"the newest intent of {visitor.login} is {wanted}")
+
+    def change(self, work: Callable[[Session], T]) -> T:
+        with self.session() as session:
+            return work(session)
+
+    def end_membership(self, visitor: Visitor) -> None:
+        def leave(session: Session) -> None:
+            session.get_one(ExperimentMember, (visitor.experiment, visitor.id)).ended_at = now() - timedelta(seconds=1)
+
+        self.change(leave)
+
+    def servers(self, visitor: Visitor | None = None) -> list[dict[str, Any]]:
+        """The cloud's servers of a visitor, or of all."""
+        with self.devcloud.connect() as cloud:
+            servers = cloud.compute.get("/servers/detail", microversion="2.79").json()["servers"]
+        ids = {instance.id for instance in self.instances(visitor)} if visitor else None
+        return [server for server in servers if ids is None or server["metadata"].get("hutch-instance") in ids]
+
+    def ports(self, visitor: Visitor | None = None) -> list[dict[str, Any]]:
+        with self.devcloud.connect() as cloud:
+            ports = cloud.network.get("/ports").json()["ports"]
+        ids = {instance.id for instance in self.instances(visitor)} if visitor else None
+        return [port for port in ports if ids is None or port["description"].split(" ")[-1] in ids]
+
+    def orphans(self) -> list[str]:
+        """Servers and ports in the cloud that belong to no instance in the database."""
+        with self.session() as session:
+            known = set(session.scalars(select(Instance.id)))
+        servers = [server["id"] for server in self.servers() if server["metadata"].get("hutch-instance") not in known]
+        return servers + [port["id"] for port in self.ports() if port["description"].split(" ")[-1] not in known]
+
+    @property
+    def deployment(self) -> str:
+        return deployment_id(self.engine)
+
+    def page(self, path: str, browser: requests.Session | None = None, **options: Any) -> requests.Response:
+        """A page as a browser gets it."""
+        headers = {"Sec-Fetch-Mode": "navigate", "Accept": "text/html"}
+        return (browser or requests).get(f"http://localhost:{self.port}{path}", headers=headers, timeout=30, **options)
+
+    def sign_on(self, login: str) -> tuple[requests.Session, requests.Response]:
+        """Fills in the sign-on page; the answer is not followed."""
+        browser = requests.Session()
+        self.page("/hub/login", browser)
+        token = next(cookie.value for cookie in browser.cookies if cookie.name == "_xsrf")
+        form = {"username": login, "password": "", "_xsrf": token}
+        url, headers = f"http://localhost:{self.port}/hub/login", {"Sec-Fetch-Mode": "navigate"}
+        return browser, browser.post(url, data=form, headers=headers, allow_redirects=False, timeout=30)
+
+
+@contextmanager
+def facility(folder: Path, more: str = "") -> Iterator[FacilityHub]:
+    """A facility for the length of a block; `more` are lines of its configuration before `hub.install`."""
+    with running(folder / "devcloud", payload="stub") as devcloud:
+        hub = FacilityHub(folder / "hub", devcloud, more)
+        try:
+            hub.start()
+            yield hub
+        finally:
+            hub.stop()
+            hub.engine.dispose()
