@@ -24,8 +24,8 @@ from ..configuration import Hutch
 from ..database.engine import open_database, sessions
 from .desk import UnknownPerson
 from .guard import Guard
-from .hub_api import HubApi, HubRefusal, HubUnreachable
-from .identity import AccessRefused, Identity, SignInNeeded
+from .hub_api import HubApi, HubRefusal, HubUnreachable, SignInNeeded
+from .identity import AccessRefused, Identity
 from .launches import routes as launch_routes
 from .pages import routes as page_routes
 from .rendering import STATIC, Pages
@@ -40,10 +40,11 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.state.hutch = hutch
     app.state.sessions = sessions(open_database(hutch.database_url))
     app.state.identity = Identity(Path(hutch.state_dir) / "portal.key")
-    app.state.pages = Pages(hutch, base, hub_address())
+    app.state.pages = Pages(hutch, base)
     for routes in (page_routes, launch_routes):
         app.include_router(routes, prefix=base.rstrip("/"))
     app.add_api_route(f"{base}oauth_callback", app.state.identity.come_back, response_model=None)
+    app.add_api_route(f"{base}sign-out", lambda: app.state.identity.sign_out(hub_address()), response_model=None)
     for name, folder in STATIC.items():
         app.mount(f"{base}static/{name}", StaticFiles(directory=folder))
     app.add_middleware(GZipMiddleware, minimum_size=1000)

@@ -21,6 +21,10 @@ class HubUnreachable(HutchError):
     """The hub does not answer, or not as a hub: nothing is known of what runs."""
 
 
+class SignInNeeded(HutchError):
+    """Nobody is signed in, or the token has ended."""
+
+
 class HubRefusal(HutchError):
     """The hub answered no; the message is for people."""
 
@@ -53,7 +57,11 @@ class HubApi:
 
     async def servers(self, login: str, token: str) -> dict[str, Server]:
         """The user's servers that run, start or stop; one that is not among them does none of these."""
-        model = await self._call("GET", f"/users/{_quoted(login)}", token)
+        try:
+            model = await self._call("GET", f"/users/{_quoted(login)}", token)
+        except HubRefusal as refusal:
+            # users may always see themselves, so it is the token that the hub no longer takes
+            raise SignInNeeded from refusal
         return {name: self._server(server) for name, server in model.get("servers", {}).items()}
 
     async def start(self, login: str, token: str, name: str, display_name: str, options: dict[str, Any] | None = None) -> None:

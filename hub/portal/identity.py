@@ -18,17 +18,13 @@ from jupyterhub.services.auth import HubOAuth
 from tornado.web import HTTPError
 
 from ..errors import HutchError
-from .hub_api import ANSWER_SECONDS, HubUnreachable
+from .hub_api import ANSWER_SECONDS, HubUnreachable, SignInNeeded
 
 COOKIE = "hutch-portal"
 STATE_COOKIE = "hutch-portal-state"
 STATE_SECONDS = 600
 # how long a token that the hub has revoked may still be believed
-CACHE_SECONDS = 10
-
-
-class SignInNeeded(HutchError):
-    """Nobody is signed in, or the token has ended."""
+CACHE_SECONDS = 5
 
 
 class AccessRefused(HutchError):
@@ -90,6 +86,12 @@ class Identity:
         answer = RedirectResponse(kept["next"], status_code=302)
         self._keep(answer, COOKIE, token, path=self.auth.base_url)
         answer.delete_cookie(_state_cookie(state), path=self._callback_path)
+        return answer
+
+    def sign_out(self, hub: str) -> Response:
+        """Forgets the token, and goes on to the hub, which ends its session and the tokens that belong to it."""
+        answer = RedirectResponse(f"{hub}logout", status_code=302)
+        answer.delete_cookie(COOKIE, path=self.auth.base_url)
         return answer
 
     @property

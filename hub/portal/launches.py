@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from html import escape
 from time import monotonic
 
 from fastapi import APIRouter, HTTPException
@@ -72,7 +73,7 @@ async def _told(desk: Desk, name: str, launch: views.Launch) -> AsyncIterator[st
             launch.take(event)
             began = min(began, monotonic() - launch.elapsed_seconds)
             yield _sse("stages", desk.fragment("parts/stages.html", launch=launch))
-            yield _sse("status", launch.now)
+            yield _sse("status", escape(launch.now))
         elapsed = monotonic() - began
         yield _sse("clock", launch.clock(elapsed))
         if launch.is_slow(elapsed) and not slow:

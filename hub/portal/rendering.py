@@ -28,9 +28,9 @@ STATIC = {
 
 
 class Pages:
-    """Renders the templates. base: the path under which the portal is served; hub: the address of the hub's own pages."""
+    """Renders the templates. base: the path under which the portal is served."""
 
-    def __init__(self, hutch: Hutch, base: str, hub: str) -> None:
+    def __init__(self, hutch: Hutch, base: str) -> None:
         self.base = base
         self._environment = Environment(
             loader=FileSystemLoader(HERE / "templates"),
@@ -40,9 +40,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.filters["capitalize_first"] = _capitalize_first
-        self._environment.globals.update(
-            base=base, hub=hub, facility=hutch.facility_name, contact=hutch.contact, exact=wording.exact
-        )
+        self._environment.globals.update(base=base, facility=hutch.facility_name, contact=hutch.contact, exact=wording.exact)
 
     def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         return HTMLResponse(self.fragment(request, template, **context), status_code=status)

@@ -126,7 +126,7 @@ class RunningHub:
                 session.add(ExperimentMember(experiment_id=experiment.id, user_id=person.id))
         return login
 
-    def instance(self, login: str, server_name: str) -> Instance:
+    def instance(self, login: str, server_name: str) -> Instance | None:
         with self.session() as session:
             query = select(Instance).join(Instance.owner).where(User.login == login, Instance.server_name == server_name)
             return session.scalars(query.order_by(Instance.created_at.desc())).first()

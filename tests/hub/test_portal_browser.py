@@ -169,3 +169,9 @@ def test_a_first_load_is_small(running_hub, chromium, page):
     session.on("Network.loadingFinished", lambda event: sizes.append(int(event["encodedDataLength"])))
     page.goto(f"{running_hub.portal}new", wait_until="networkidle")
     assert 10_000 < sum(sizes) < FIRST_LOAD_BYTES
+
+
+def test_signing_out_at_the_hub_ends_the_portals_session_too(running_hub, page):
+    page.goto(f"{running_hub.hub}logout")
+    page.goto(running_hub.portal)
+    expect(page.locator("input[name=password]")).to_be_visible()

@@ -91,6 +91,11 @@ def test_a_sign_in_that_nobody_began_is_not_taken(browser):
     assert "/hub/api/oauth2/authorize" in answer.headers["location"]
 
 
+def test_signing_out_ends_the_session_here_and_at_the_hub(browser):
+    browser.get("sign-out")
+    assert 'name="password"' in browser.get("").text
+
+
 def test_a_form_sent_after_the_session_ended_does_nothing_and_says_so(running_hub, browser, person):
     browser.cookies.delete("hutch-portal")
     answer = launch(browser, person)

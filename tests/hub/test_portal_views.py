@@ -153,6 +153,19 @@ def test_a_failure_that_was_heard_and_not_yet_written_down_is_a_failure():
     assert card.failure and card.failure.message == "No room."
 
 
+def test_a_launch_that_the_hub_refused_before_it_wrote_anything_says_why():
+    launch = views.Launch()
+    launch.take({"failed": True, "message": "Spawn failed: GPU is closed."})
+    card = views.unrecorded("films", None, launch)
+    assert card.state is State.FAILED
+    assert card.failure and card.failure.message == "GPU is closed."
+
+
+def test_a_launch_that_the_hub_has_only_just_accepted_is_followed():
+    card = views.unrecorded("films", Server("films", pending="spawn", display_name="Films"), None)
+    assert (card.state, card.title, card.failure) == (State.LAUNCHING, "Films", None)
+
+
 @pytest.mark.parametrize(
     ("person", "seen"),
     [(ANN, "panic"), (HELPDESK, "500 from Nova\n--- console ---\npanic")],

@@ -37,5 +37,10 @@ document.addEventListener("submit", (event) => {
 window.addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent));
 
 const offline = document.getElementById("offline");
-for (const name of ["htmx:responseError", "htmx:sendError", "htmx:sseError"]) document.addEventListener(name, () => { offline.hidden = false; });
+for (const name of ["htmx:sendError", "htmx:sseError"]) document.addEventListener(name, () => { offline.hidden = false; });
+document.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.xhr.status >= 500) offline.hidden = false;
+  // what the page shows is gone, or no longer ours: the whole page says so
+  else window.location.reload();
+});
 for (const name of ["htmx:afterOnLoad", "htmx:sseOpen"]) document.addEventListener(name, (event) => { if (!event.detail.failed) offline.hidden = true; });
