@@ -25,6 +25,19 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 
 from . import wire
 
+READ_FROM_THE_ENVIRONMENT = (
+    "access_scopes",
+    "api_token",
+    "api_url",
+    "hub_host",
+    "hub_prefix",
+    "login_url",
+    "oauth_authorization_url",
+    "oauth_redirect_uri",
+    "oauth_token_url",
+)
+"""What JupyterHub's HubOAuth takes from the environment, and what it makes of that."""
+
 PROVISIONER = "hutch"
 LAST_CELL_RUN = "hutch_last_cell_run"
 LISTENING_LIMIT_SECONDS = 2.0
@@ -96,10 +109,8 @@ def rekey(server: Any, environment: dict[str, str]) -> None:
         app.hub_activity_url = environment.get("JUPYTERHUB_ACTIVITY_URL", app.hub_activity_url)
         app._last_activity_sent = None
     for hub_auth in [server.identity_provider.hub_auth, *(app.hub_auth for app in singleuser)]:
-        hub_auth.api_token = environment["JUPYTERHUB_API_TOKEN"]
-        hub_auth.api_url = environment.get("JUPYTERHUB_API_URL", hub_auth.api_url)
-        for name in ("access_scopes", "oauth_client_id", "oauth_redirect_uri", "oauth_token_url", "login_url"):
-            # forgotten, so that the default is read from the environment again
+        for name in READ_FROM_THE_ENVIRONMENT:
+            # forgotten, so that the default is read again
             hub_auth._trait_values.pop(name, None)
         hub_auth.cache.clear()
 

@@ -11,8 +11,6 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterable
-from pathlib import Path
 from typing import NoReturn
 
 from . import nursery, wire
@@ -28,14 +26,12 @@ def begin(message: wire.Message, descriptors: list[int]) -> NoReturn:
     nursery.name_process("hutch-kernels")
     # nobody waits for the kernels, their pidfd tells of their end
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    packages = stamps(package_folders())
-    own_versions = nursery.has_own_versions()
     while True:
         try:
             message, _ = wire.receive(requests)
         except wire.Closed:
             os._exit(0)
-        if own_versions or stamps(packages) != packages or nursery.needs_fresh_interpreter(message["environment"], inherited):
+        if nursery.needs_fresh_interpreter(message["environment"], inherited) or nursery.packages_differ():
             wire.answer(requests, message, {"fork": False})
             continue
         parent = os.getpid()
@@ -73,13 +69,3 @@ def forget_ourselves() -> None:
     top = __name__.partition(".")[0]
     for name in [name for name in sys.modules if name.partition(".")[0] == top]:
         del sys.modules[name]
-
-
-def package_folders() -> list[str]:
-    own = nursery.own_packages()
-    return [*(entry for entry in sys.path if entry), *([str(own)] if own else [])]
-
-
-def stamps(folders: Iterable[str]) -> dict[str, int]:
-    """When packages were last installed or removed: after that an imported module may not be the installed one."""
-    return {folder: Path(folder).stat().st_mtime_ns if Path(folder).is_dir() else 0 for folder in folders}

@@ -19,7 +19,7 @@ def begin(message: wire.Message, descriptors: list[int]) -> NoReturn:
     """The life of one notebook, from the moment of the fork."""
     line, log, kennel = descriptors
     environment = message["environment"]
-    fresh = nursery.needs_fresh_interpreter(environment, os.environ) or nursery.has_own_versions()
+    fresh = nursery.needs_fresh_interpreter(environment, os.environ) or nursery.packages_differ()
     nursery.settle(message["account"], message["home"], environment, os.getppid(), log)
     os.close(log)
     if fresh:

@@ -63,6 +63,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 4, 1
 LOWEST_PERSONAL_UID = 1000
 Life = Callable[[wire.Message, list[int]], NoReturn]
 set_by_imports: dict[str, str] = {}
+package_folders: dict[Path, int] = {}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,6 +76,7 @@ def main(arguments: list[str]) -> NoReturn:
     name_process("hutch-nursery")
     notebook_requests, kernel_requests = (socket.socket(fileno=descriptor) for descriptor in requests)
     gc.disable()
+    note_packages()
     import_ahead(KERNEL_MODULES)
     for name in FOR_THE_NURSERY:
         del os.environ[name]
@@ -229,11 +231,24 @@ def admit_own_packages() -> None:
     sys.path[:] = [*before[:first], *sys.path[len(before) :], *before[first:]]
 
 
-def has_own_versions() -> bool:
-    """Whether something that we have imported ahead is among the owner's own packages too."""
-    folder = own_packages()
-    names = {name.partition(".")[0] for name in sys.modules}
-    return folder is not None and any((folder / name).exists() or (folder / f"{name}.py").exists() for name in names)
+def note_packages() -> None:
+    """Remember the state of the folders that packages are installed in: installing or removing one changes the folder's time."""
+    own = own_packages()
+    folders = {Path(entry) for entry in sys.path if entry.endswith("-packages")} | ({own} if own else set())
+    package_folders.update({folder: _changed_at(folder) for folder in folders})
+
+
+def packages_differ() -> bool:
+    """Whether a new interpreter might import something else than what was imported here."""
+    if any(_changed_at(folder) != then for folder, then in package_folders.items()):
+        return True
+    own = own_packages()
+    names = {name.partition(".")[0] for name in sys.modules} if own and own.is_dir() else set()
+    return own is not None and any((own / name).exists() or (own / f"{name}.py").exists() for name in names)
+
+
+def _changed_at(folder: Path) -> int:
+    return folder.stat().st_mtime_ns if folder.is_dir() else 0
 
 
 def needs_fresh_interpreter(environment: Mapping[str, str], ours: Mapping[str, str]) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -254,9 +255,7 @@ class Session:
 
     async def _until_answers(self, notebook: Notebook) -> None:
         """Wait for the first answer of the notebook's own API, as the hub itself will do."""
-        assert self._order is not None
-        prefix = self._environment.get("JUPYTERHUB_SERVICE_PREFIX", "/")
-        url = f"http://{self._address}:{self._order.port}{prefix}api"
+        url = api_url(self._environment)
         limit = time.monotonic() + STARTING_LIMIT_SECONDS
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as client:
             while time.monotonic() < limit:
@@ -309,6 +308,13 @@ class Session:
         with contextlib.suppress(OSError):
             return self._log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
         return ""
+
+
+def api_url(environment: dict[str, str]) -> str:
+    """Where the notebook's own API answers: it listens where JUPYTERHUB_SERVICE_URL says."""
+    service = urlsplit(environment["JUPYTERHUB_SERVICE_URL"])
+    host = "127.0.0.1" if service.hostname in (None, "0.0.0.0") else service.hostname  # noqa: S104 (compared, not bound)
+    return f"{service.scheme}://{host}:{service.port or 80}{environment.get('JUPYTERHUB_SERVICE_PREFIX', '/')}api"
 
 
 def _is_text(value: Any) -> bool:

@@ -150,14 +150,16 @@ async def test_the_status_counts_kernels_and_knows_the_last_input(shared_guest, 
 
 
 async def test_after_an_installation_kernels_are_started_afresh(guest, start_kernel, monkeypatch, tmp_path):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(packages))
     guest.switch_off()
     guest.boot()
     await guest.push(guest.session())
     async with guest.browser() as browser:
         kernel = await start_kernel(browser)
         assert await kernel.run(FORKED_BY) == "hutch-kernels"
-        (tmp_path / "just_installed.py").write_text("print('here')")
+        (packages / "just_installed.py").write_text("print('here')")
         newer = await start_kernel(browser)
         assert await newer.run(FORKED_BY) == "jupyterhub-sing"
         assert await newer.run("import just_installed") == "here"
