@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import ssl
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ AUTHORITY_NAME = "hutch-hub-authority"
 AUTHORITY_LIFE = timedelta(days=20 * 365)
 """Agents know the authority from their first boot and are never told another: it must outlive every instance."""
 CERTIFICATE_LIFE = timedelta(days=365)
+LOOK_AGAIN_SECONDS = 3600.0
 CLOCKS_MAY_DIFFER_BY = timedelta(days=1)
 
 PrivateKey = ec.EllipticCurvePrivateKey
@@ -38,6 +40,8 @@ class HubIdentity:
         self._folder = folder
         self._authority = folder / "authority.pem"
         self._certificate = folder / "hub.pem"
+        self._context: ssl.SSLContext | None = None
+        self._look_again_at = 0.0
 
     def hub_ca_pem(self) -> str:
         """The authority's certificate, as it goes into ``user_data``."""
@@ -46,7 +50,13 @@ class HubIdentity:
 
     def client_context(self) -> ssl.SSLContext:
         """TLS that shows the hub's certificate. Whoever uses it must pin the agent's fingerprint: nothing else is checked."""
-        self._prepare()
+        if self._context is None or time.monotonic() > self._look_again_at:
+            self._prepare()
+            self._context = self._make_context()
+            self._look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
+        return self._context
+
+    def _make_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False
