@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from jupyterhub.apihandlers.users import UserAPIHandler, UserServerAPIHandler
 from jupyterhub.auth import Authenticator
 from jupyterhub.handlers import BaseHandler
 from sqlalchemy import select
@@ -23,14 +24,30 @@ from .database.tables import User, UserRole, now
 from .errors import HutchError
 from .facility import Facility
 
-# JupyterHub tells a spawner that it is to stop, but not who asked. It refreshes the owner in the same request just before, and
-# whatever is started later in that request sees what is set here.
+# JupyterHub tells a spawner that it is to stop or go, but not who asked. Whatever a request starts sees what is set here.
 _acting: ContextVar[str] = ContextVar("acting_login")
 
 
 def acting_login(otherwise: str) -> str:
     """Whose request this is; `otherwise` outside of any."""
     return _acting.get(otherwise)
+
+
+class _Acting(BaseHandler):
+    """Notes who asks. Mixed in before the handlers of JupyterHub's API by which servers end."""
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        if self.current_user:
+            _acting.set(self.current_user.name)
+
+
+class ActingUserHandler(_Acting, UserAPIHandler):
+    """One user."""
+
+
+class ActingServerHandler(_Acting, UserServerAPIHandler):
+    """One server of a user."""
 
 
 class PortalHandler(BaseHandler):
@@ -77,13 +94,20 @@ class FacilityUsers(Authenticator):
         return model
 
     async def refresh_user(self, user: Any, handler: Any = None) -> bool | dict[str, Any]:
-        if handler is not None:
-            acting = getattr(handler, "_jupyterhub_user", None) or user
-            _acting.set(acting.name)
         return await self.facility_model(user.name) or False
 
+    def delete_user(self, user: Any) -> None:
+        """JupyterHub cannot delete a user whose servers run, and finds that out half-way."""
+        if active := sorted(spawner.name for spawner in user.spawners.values() if spawner.active):
+            raise web.HTTPError(400, f"{user.name} has instances that are not stopped. Stop {', '.join(active)} first.")
+        super().delete_user(user)
+
     def get_handlers(self, app: Any) -> list[tuple[str, type]]:
+        # these come before JupyterHub's own
         return [
+            (r"/api/users/([^/]+)", ActingUserHandler),
+            (r"/api/users/([^/]+)/server", ActingServerHandler),
+            (r"/api/users/([^/]+)/servers/([^/]*)", ActingServerHandler),
             (r"/home", PortalHandler),
             (r"/spawn", PortalHandler),
             (r"/spawn/([^/]+)(?:/.*)?", PortalHandler),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import isawaitable
 from typing import Any
 
@@ -117,7 +118,8 @@ def _first_launch(session: Session, facility: Facility, asked: Asked, person: ac
         session,
         owner_id=person.id,
         server_name=asked.server_name,
-        display_name=asked.display_name or asked.server_name,
+        # JupyterHub allows a few characters more than fit
+        display_name=(asked.display_name or asked.server_name)[:250],
         plan_id=plan.id,
         experiment_ids=[visit.id for visit in visits],
         lifetime=facility.lifetime,
@@ -177,7 +179,7 @@ class Launching(Spawner):
     _instance_id = ""
     _actor = ""
 
-    @property
+    @cached_property
     def facility(self) -> Facility:
         return Facility.of(self.config)
 
@@ -209,6 +211,8 @@ class Launching(Spawner):
         except LaunchError as error:
             self.log.info("%s: refused to %s by rule %s: %s", self._log_name, asked.actor, error.reason, error.message)
             self.launch.fail(error.message)
+            # JupyterHub has kept them already, and would ask for the same at each later start
+            self.orm_spawner.user_options = {}
             raise
         self.granted, self._instance_id, self._actor = granted, granted.instance_id, asked.actor
         self.image, self.flavor, self.is_new = granted.image, granted.flavor, granted.is_new
@@ -292,12 +296,13 @@ class Launching(Spawner):
 
         await self._record("the end of a launch", write)
 
-    # --- stop, found stopped, delete
+    # --- stop, found stopped, renamed, deleted
 
     async def stop(self, now: bool = False) -> None:
         """Writes the intent down before the cloud is asked; if it is not done in the end, the steward goes on."""
         if self.stop_is_meant():
-            await self._record("the intent to stop", lambda session: self._intend_stop(session, acting_login(self.user.name)))
+            actor = acting_login(self.user.name)  # asked here, as a thread of the database would not know
+            await self._record("the intent to stop", lambda session: self._intend_stop(session, actor))
         await super().stop(now)
         if self.is_off:
             await self._record("the end of a stop", self._stopped)
@@ -329,6 +334,18 @@ class Launching(Spawner):
         else:
             intent = instances.intend(session, self._instance_id, IntentKind.STOP, CLOUD, "the server was found switched off")
             instances.conclude(session, intent, Outcome.DONE)
+
+    async def rename(self, old_name: str, new_name: str) -> None:
+        """The instance goes along; nothing in the cloud bears the name."""
+        actor, login = acting_login(self.user.name), self.user.name
+
+        def write(session: Session) -> None:
+            if instance := records.find_instance(session, login, old_name):
+                instance.server_name = new_name
+                instances.record_event(session, instance.id, "renamed", actor=actor, message=f"{old_name} to {new_name}")
+
+        await self.facility.ask(write)
+        await super().rename(old_name, new_name)
 
     async def delete_forever(self) -> None:
         """Only marks: JupyterHub drops its row whatever happens here, and the owner has a grace to change their mind."""
