@@ -1,0 +1,36 @@
+"""One hub of the example facility for all tests that disturb nobody else's instances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from facility_hub import FacilityHub, facility
+
+# quick enough to be waited for; a site's own values are minutes
+HURRY = """
+import datetime
+import hub.steward.tasks
+hub.steward.tasks.STOP_OVERDUE = datetime.timedelta(seconds=2)
+hub.steward.tasks.FIRST_PAUSE = datetime.timedelta(seconds=0.5)
+c.Authenticator.auth_refresh_age = 1
+# people of this instrument find a cloud that lacks a network, or that boots too slowly
+c.Spawner.group_overrides = {
+    "no network": {"groups": ["instrument-NR3"], "spawner_override": {"network": "nowhere"}},
+    "no patience": {"groups": ["instrument-D22"], "spawner_override": {"boot_timeout_seconds": 1.0}},
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def facility_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FacilityHub]:
+    with facility(tmp_path_factory.mktemp("facility"), HURRY) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(facility_hub: FacilityHub) -> Iterator[FacilityHub]:
+    """The shared hub; what a test orders of the cloud is over with it."""
+    yield facility_hub
+    facility_hub.devcloud.clear_faults()
+    facility_hub.devcloud.next_boot()
