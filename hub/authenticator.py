@@ -103,6 +103,7 @@ class FacilityUsers(Authenticator):
         super().delete_user(user)
 
     def get_handlers(self, app: Any) -> list[tuple[str, type]]:
+        _ = self.facility  # opens the database: what is wrong with it is said at the hub's start, not at the first sign-on
         # these come before JupyterHub's own
         return [
             (r"/api/users/([^/]+)", ActingUserHandler),
