@@ -129,7 +129,7 @@ def may_own_another(person: Person, owned: int) -> Decision:
 
 
 def may_launch(person: Person, plan: PlanOffer, visits: Sequence[Visit], *, owned: int | None) -> Decision:
-    """The first launch of an instance. owned: how many the person has without this one; None at a resume, which takes no new room."""
+    """A launch. owned: how many instances the person has without this one; None at a resume, which takes no new room."""
     quota = may_own_another(person, owned) if owned is not None else _not_locked_out(person)
     for decision in (may_use_experiments(person, visits), may_pick(person, plan, visits), quota):
         if not decision:

@@ -39,7 +39,9 @@ def run(console: Console, *, payload: str, devcloud_port: int) -> None:
     check_ports(ports | {"hub's API": config["JupyterHub"].get("hub_port", 8081)})
 
     parts: list[tuple[str, subprocess.Popen[bytes]]] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        # Ctrl-C too, which a shell makes its background jobs ignore
+        signal.signal(ending, signal.default_int_handler)
     try:
         devcloud = [sys.executable, "-m", "spawner.devcloud", "--state", str(state / "devcloud")]
         devcloud += ["--port", str(devcloud_port), "--payload", payload]
@@ -60,6 +62,7 @@ def run(console: Console, *, payload: str, devcloud_port: int) -> None:
         console.print("Stopping.")
     finally:
         _stop(parts)
+        end_stale_proxy(state / "proxy.pid")
 
 
 def end_stale_proxy(pid_file: Path) -> None:

@@ -15,6 +15,8 @@ PR_SET_PDEATHSIG = 1
 
 def begin() -> None:
     _configure_log()
+    # JupyterHub ends a service with SIGINT, which is ignored from the start in what a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _end_with_parent(os.getppid())
 
 

@@ -10,6 +10,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,6 +105,10 @@ class OpenStackSpawner(Spawner):
     @default("ip")
     def _default_ip(self) -> str:
         return "0.0.0.0"  # noqa: S104 - of the guest, where only its network's rules decide who comes in
+
+    @default("env_keep")
+    def _default_env_keep(self) -> list[str]:
+        return []  # the hub's PATH and the like mean nothing in another machine
 
     @default("port")
     def _default_port(self) -> int:
@@ -205,7 +210,7 @@ class OpenStackSpawner(Spawner):
         server = await self._settled(server)
         self._remember(server["id"], address_of(server))
         status = server["status"]
-        if status == "ERROR":
+        if status == "ERROR" or await self._is_stillborn(server):
             await self._replace(server)
         elif status in WAKE:
             self.log.info("%s: waking server %s from %s", self._log_name, server["id"], status)
@@ -222,8 +227,20 @@ class OpenStackSpawner(Spawner):
                 server = self.around.reflector.servers.get(server["id"], server)
         return server
 
+    async def _is_stillborn(self, server: dict[str, Any]) -> bool:
+        """Up for longer than a boot may take, never used, and nobody listens: it will not come any more."""
+        age = datetime.now(UTC) - datetime.fromisoformat(server["created"])
+        if server["status"] != "ACTIVE" or not self.disposable() or age.total_seconds() < self.boot_timeout_seconds:
+            return False
+        try:
+            soon = asyncio.get_running_loop().time() + 2
+            await self.around.agents.wait_listening(address_of(server), self.agent_port, soon)
+        except AgentUnreachable:
+            return True
+        return False
+
     async def _replace(self, server: dict[str, Any]) -> None:
-        """A server in ERROR whose disk holds nothing is made anew; any other is left for people to look at."""
+        """A server that failed and whose disk holds nothing is made anew; any other is left for people to look at."""
         if not self.disposable():
             raise LaunchError(
                 "The cloud reports an error with this instance. Its disk is kept.", reason="server-error", detail=fault_of(server)

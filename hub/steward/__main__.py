@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -83,4 +84,5 @@ async def serve() -> None:
 
 if __name__ == "__main__":
     service.begin()
-    asyncio.run(serve())
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve())
