@@ -40,6 +40,8 @@ def install(c: Config, folder: Path) -> None:
         allow_named_servers=True,
         # instances go on when the hub ends
         cleanup_servers=False,
+        # the hub opens at once; servers that do not answer are looked into while it works
+        init_spawners_timeout=1,
         default_url="/hub/home",
         template_paths=[str(HERE / "templates")],
     )
