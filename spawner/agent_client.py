@@ -122,7 +122,7 @@ class AgentClient:
                 f"The agent at {address} closed the connection: it is ending, or it was booted for another hub's certificate."
             ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise AgentUnreachable(f"The agent at {address} cannot be reached: {error or 'no answer in time'}.") from error
+            raise AgentUnreachable(f"The agent at {address} cannot be reached.") from error
 
 
 async def wait_listening(address: str, port: int, deadline: float) -> None:

@@ -113,7 +113,13 @@ class Cloud:
         if "_connection" not in self.__dict__:
             async with self._connecting:
                 await self._in_thread(asked, lambda: self._connection)
-        return await self._in_thread(asked, call)
+        try:
+            return await self._in_thread(asked, call)
+        except CloudError as error:
+            if error.trouble is not Trouble.CREDENTIALS:
+                raise
+            # of several calls at once that find the token ended, keystoneauth renews it for one and fails the others
+            return await self._in_thread(asked, call)
 
     async def _in_thread(self, asked: str, call: Callable[[], T]) -> T:
         try:

@@ -194,7 +194,8 @@ class OpenStackSpawner(Spawner):
         """Finds the server that already carries this instance's id (a hub that died half-way, a resume), else creates one."""
         if not self.is_new:
             if not await self.around.reflector.fresh(FRESH_SECONDS):
-                raise LaunchError("The cloud does not answer. Nothing was changed.", reason=Trouble.UNANSWERED)
+                sentence, why = "The cloud does not answer. Nothing was changed.", self.around.reflector.last_error
+                raise LaunchError(sentence, reason=Trouble.UNANSWERED, detail=why)
             if server := self._server_listed():
                 await self._take(server)
                 return
@@ -382,7 +383,8 @@ class OpenStackSpawner(Spawner):
             error.stage = error.stage or stage
             return error
         reason = error.trouble if isinstance(error, CloudError) else AGENT_REASONS.get(type(error), "agent-failed")
-        return LaunchError(str(error), reason=reason, stage=stage, detail=getattr(error, "detail", ""))
+        detail = getattr(error, "detail", "") or repr(error.__cause__ or error)
+        return LaunchError(str(error), reason=reason, stage=stage, detail=detail)
 
     async def _with_console(self, failure: LaunchError) -> str:
         """The detail of a failure, with the end of the console log when there is a server to have one."""
