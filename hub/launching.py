@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import isawaitable
-from typing import Any
+from typing import Any, TypeVar
 
 from jupyterhub.spawner import Spawner
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,10 +25,11 @@ from spawner.openstack import OpenStackSpawner
 
 from . import access, instances, records
 from .authenticator import acting_login
-from .database.engine import take_turn
+from .database.engine import DatabaseError, take_turn
 from .database.tables import Instance, Intent, IntentKind, Outcome, now
 from .facility import Facility
 
+T = TypeVar("T")
 STEWARD = "steward"
 CLOUD = "cloud"
 
@@ -207,7 +208,7 @@ class Launching(Spawner):
         self.launch.start(Stage.RIGHTS)
         asked = self._asked()
         try:
-            granted = await self.facility.ask(lambda session: grant(session, self.facility, asked))
+            granted = await self._ask(lambda session: grant(session, self.facility, asked))
         except LaunchError as error:
             self.log.info("%s: refused to %s by rule %s: %s", self._log_name, asked.actor, error.reason, error.message)
             self.launch.fail(error.message)
@@ -239,6 +240,18 @@ class Launching(Spawner):
 
     def disposable(self) -> bool:
         return self.granted is not None and self.granted.never_came_up
+
+    async def _hand_over(self, launch: LaunchLog) -> None:
+        """From here on the disk may hold what is the user's; where that cannot be written down, the launch ends."""
+        assert self.granted
+        granted = self.granted
+
+        def note(session: Session) -> None:
+            session.get_one(Instance, granted.instance_id).first_ready_at = now()
+
+        if granted.never_came_up:
+            await self._ask(note)
+        await super()._hand_over(launch)
 
     async def start(self) -> str:
         """Launches, and writes down how that ended."""
@@ -281,8 +294,6 @@ class Launching(Spawner):
                     seconds=event.seconds,
                     message=event.message,
                 )
-            if outcome is Outcome.DONE and granted.never_came_up:
-                session.get_one(Instance, granted.instance_id).first_ready_at = now()
             intent = session.get_one(Intent, granted.intent_id)
             if intent.outcome is None:
                 instances.conclude(
@@ -356,6 +367,14 @@ class Launching(Spawner):
                 instances.mark_deleted(session, instance, actor, "through JupyterHub", self.facility.delete_grace)
 
         await self.facility.ask(mark)
+
+    async def _ask(self, work: Callable[[Session], T]) -> T:
+        """What a launch cannot go on without."""
+        try:
+            return await self.facility.ask(work)
+        except DatabaseError as error:
+            sentence = "Hutch cannot use its database just now. Please try again in a minute."
+            raise LaunchError(sentence, reason="database", detail=str(error)) from error
 
     async def _record(self, what: str, write: Callable[[Session], None]) -> None:
         """Writes history. A database that fails must not turn a server that runs into one that JupyterHub takes for dead."""

@@ -239,7 +239,7 @@ class Instance(Base):
     plan_id: Mapped[str] = mapped_column(ForeignKey("plan.id"))
     created_at: Mapped[datetime] = mapped_column(default=now)
     ends_at: Mapped[datetime | None]
-    # first time that its notebook answered: before that, its disk holds nothing of the user's
+    # first time that it was handed to its owner: before that, its disk holds nothing of the user's
     first_ready_at: Mapped[datetime | None]
     # marked for deletion; the steward deletes the server at purge_at, and notes it in purged_at
     deleted_at: Mapped[datetime | None]

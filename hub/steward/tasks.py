@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 # a stop that the hub has not carried out by then was cut off
 STOP_OVERDUE = timedelta(minutes=2)
-LONGEST_PAUSE = timedelta(minutes=10)
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(minutes=10)
 
 
 async def purge(facility: Facility, cloud: Cloud) -> None:
@@ -60,10 +60,13 @@ async def finish_stops(facility: Facility, cloud: Cloud) -> None:
         server = servers.get(instance_id)
         if server is None or (server["status"] in ENDED and not server["OS-EXT-STS:task_state"]):
             await facility.ask(partial(_stopped, instance_id=instance_id))
-            continue
-        if not server["OS-EXT-STS:task_state"]:
+        elif not server["OS-EXT-STS:task_state"]:
             log.info("finishing a stop", instance=instance_id, server=server["id"])
-            await cloud.act(server["id"], "os-stop")
+            try:
+                await cloud.act(server["id"], "os-stop")
+            except CloudError as error:
+                # the next one must not wait for it
+                log.warning("stop put off", instance=instance_id, error=str(error))
 
 
 def _overdue(session: Session, before: datetime) -> list[str]:
@@ -90,7 +93,7 @@ class Readoption:
 
     def due(self, instance_id: str, at: datetime) -> bool:
         tries, last = self.tried.get(instance_id, (0, datetime.min.replace(tzinfo=at.tzinfo)))
-        due = at - last >= min(timedelta(seconds=10 * 2**tries), LONGEST_PAUSE)
+        due = at - last >= min(FIRST_PAUSE * 2 ** min(tries, 20), LONGEST_PAUSE)
         if due:
             self.tried[instance_id] = (tries + 1, at)
         return due
