@@ -10,14 +10,20 @@ from facility_hub import FacilityHub, facility
 # quick enough to be waited for; a site's own values are minutes
 HURRY = """
 import datetime
+import hub.database.engine
 import hub.steward.tasks
+import spawner.cloud
+import spawner.openstack
 hub.steward.tasks.STOP_OVERDUE = datetime.timedelta(seconds=2)
-hub.steward.tasks.FIRST_PAUSE = datetime.timedelta(seconds=0.5)
+hub.steward.tasks.FIRST_PAUSE = datetime.timedelta(seconds=1)
+hub.database.engine.BUSY_TIMEOUT_SECONDS = 3
+spawner.cloud.CATALOGUE_SECONDS = 0
+spawner.openstack.FRESH_SECONDS = 3
 c.Authenticator.auth_refresh_age = 1
-# people of this instrument find a cloud that lacks a network, or that boots too slowly
+# so that a test chooses these by a person's role
 c.Spawner.group_overrides = {
-    "no network": {"groups": ["instrument-NR3"], "spawner_override": {"network": "nowhere"}},
-    "no patience": {"groups": ["instrument-D22"], "spawner_override": {"boot_timeout_seconds": 1.0}},
+    "another network": {"groups": ["role-instrument-control"], "spawner_override": {"network": "nowhere"}},
+    "a short boot": {"groups": ["role-it-support"], "spawner_override": {"boot_timeout_seconds": 1.0}},
 }
 """
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -164,16 +165,18 @@ class FacilityHub(RunningHub):
 
         self.change(leave)
 
+    @cached_property
+    def cloud(self) -> Any:
+        return self.devcloud.connect()
+
     def servers(self, visitor: Visitor | None = None) -> list[dict[str, Any]]:
         """The cloud's servers of a visitor, or of all."""
-        with self.devcloud.connect() as cloud:
-            servers = cloud.compute.get("/servers/detail", microversion="2.79").json()["servers"]
+        servers = self.cloud.compute.get("/servers/detail", microversion="2.79").json()["servers"]
         ids = {instance.id for instance in self.instances(visitor)} if visitor else None
         return [server for server in servers if ids is None or server["metadata"].get("hutch-instance") in ids]
 
     def ports(self, visitor: Visitor | None = None) -> list[dict[str, Any]]:
-        with self.devcloud.connect() as cloud:
-            ports = cloud.network.get("/ports").json()["ports"]
+        ports = self.cloud.network.get("/ports").json()["ports"]
         ids = {instance.id for instance in self.instances(visitor)} if visitor else None
         return [port for port in ports if ids is None or port["description"].split(" ")[-1] in ids]
 
