@@ -40,21 +40,29 @@ class HubIdentity:
         self._folder = folder
         self._authority = folder / "authority.pem"
         self._certificate = folder / "hub.pem"
+        self._ca_pem = ""
         self._context: ssl.SSLContext | None = None
         self._look_again_at = 0.0
 
     def hub_ca_pem(self) -> str:
         """The authority's certificate, as it goes into ``user_data``."""
-        self._prepare()
-        return x509.load_pem_x509_certificate(self._authority.read_bytes()).public_bytes(serialization.Encoding.PEM).decode()
+        self._look()
+        return self._ca_pem
 
     def client_context(self) -> ssl.SSLContext:
         """TLS that shows the hub's certificate. Whoever uses it must pin the agent's fingerprint: nothing else is checked."""
+        self._look()
+        assert self._context
+        return self._context
+
+    def _look(self) -> None:
+        """Reads the folder at first use and then every hour: each launch needs what is in it."""
         if self._context is None or time.monotonic() > self._look_again_at:
             self._prepare()
+            authority = x509.load_pem_x509_certificate(self._authority.read_bytes())
+            self._ca_pem = authority.public_bytes(serialization.Encoding.PEM).decode()
             self._context = self._make_context()
             self._look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
-        return self._context
 
     def _make_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

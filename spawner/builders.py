@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -35,6 +36,7 @@ def metadata(deployment_id: str, instance_id: str) -> dict[str, str]:
     return {DEPLOYMENT_KEY: deployment_id, INSTANCE_KEY: instance_id}
 
 
+@lru_cache(maxsize=8)
 def user_data(hub_ca_pem: str, agent_port: int) -> str:
     """cloud-init's user data: which hub the agent obeys. It is the same for every server, so a spare one can be handed to anybody.
 

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from prometheus_client import Counter, Gauge
@@ -95,23 +95,23 @@ class Reflector:
 
     async def _list_for_ever(self) -> None:
         while True:
-            self._wake.clear()
+            began = time.monotonic()
             await self._list_once()
-            pause = self._pause_seconds()
-            try:
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            # who asks in the middle of a listing gets the next one, not one per asker
-            if self.failures:
-                await asyncio.sleep(min(self._fast, pause))
+            ended, jitter = time.monotonic(), random.uniform(0.7, 1.3)  # noqa: S311
+            while (left := ended + self._pause_seconds(began, jitter) - time.monotonic()) > 0:
+                self._wake.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._wake.wait()
 
-    def _pause_seconds(self) -> float:
-        if self.listed_at is not None and not self.failures and self._wanted_after > self.listed_at:
-            return 0.0
+    def _pause_seconds(self, began: float, jitter: float) -> float:
+        """How long after the listing that began then the next one is due; those who come meanwhile can bring it forward."""
+        wanted = self._wanted_after > began
         if self.failures:
-            return min(self._fast * 2**self.failures, 30.0) * random.uniform(0.7, 1.3)  # noqa: S311
+            return self._fast if wanted else min(self._fast * 2**self.failures, 30.0) * jitter
+        if wanted:
+            return 0.0
+        # who only watches waits until it is due: a launch more is no listing more
         return self._fast if self._watchers else self._slow
 
     async def _list_once(self) -> None:
