@@ -202,9 +202,12 @@ class OpenStackSpawner(Spawner):
         await self._create()
 
     def _server_listed(self) -> dict[str, Any] | None:
-        servers = sorted(self.around.reflector.of_instance(self.instance_id), key=lambda server: server["created"])
+        # a create that came through late finds its port taken, and leaves a second one in ERROR
+        servers = sorted(
+            self.around.reflector.of_instance(self.instance_id), key=lambda one: (one["status"] == "ERROR", one["created"])
+        )
         if len(servers) > 1:
-            self.log.error("%s has %d servers, using the oldest: %s", self._log_name, len(servers), [s["id"] for s in servers])
+            self.log.error("%s has %d servers, using the first: %s", self._log_name, len(servers), [s["id"] for s in servers])
         return servers[0] if servers else None
 
     async def _take(self, server: dict[str, Any]) -> None:
