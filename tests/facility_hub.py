@@ -44,6 +44,7 @@ c.OpenStackSpawner.slow_listing_seconds = 0.5
 c.OpenStackSpawner.stop_timeout_seconds = 20
 c.Spawner.poll_interval = 1
 c.Spawner.http_timeout = 5
+c.JupyterHub.tornado_settings = {{"slow_stop_timeout": 0.3}}
 {more}
 hub.install(c, Path({folder!r}))
 """

@@ -1,0 +1,149 @@
+"""What becomes of an instance: the state that people see, intents that overtake each other, marks and their removal."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy.orm import Session
+
+from hub import instances
+from hub.database.engine import open_database, sessions, upgrade
+from hub.database.tables import Instance, Intent, IntentKind, Outcome, Plan, User, now
+from hub.instances import State, in_force, state_of
+
+LAUNCH, STOP, DELETE, RESTORE = IntentKind.LAUNCH, IntentKind.STOP, IntentKind.DELETE, IntentKind.RESTORE
+DONE, FAILED, CANCELLED = Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED
+
+
+def intent(kind: IntentKind, outcome: Outcome | None = None) -> Intent:
+    return Intent(instance_id="1", kind=kind, outcome=outcome, actor="ann")
+
+
+@pytest.mark.parametrize(
+    ("latest", "seen", "state"),
+    [
+        pytest.param(None, {}, State.STOPPED, id="never-launched"),
+        pytest.param(intent(LAUNCH, DONE), {"ready": True}, State.RUNNING, id="running"),
+        pytest.param(intent(LAUNCH), {"pending": "spawn"}, State.LAUNCHING, id="launching"),
+        pytest.param(intent(LAUNCH, DONE), {"pending": "stop"}, State.STOPPING, id="stopping"),
+        pytest.param(intent(LAUNCH, DONE), {"pending": "stop", "ready": True}, State.STOPPING, id="stopping-while-ready"),
+        pytest.param(intent(LAUNCH, DONE), {}, State.UNREACHABLE, id="lost-sight-of"),
+        pytest.param(intent(LAUNCH), {}, State.UNREACHABLE, id="cut-off-in-its-launch"),
+        pytest.param(intent(LAUNCH, FAILED), {}, State.FAILED, id="failed"),
+        pytest.param(intent(LAUNCH, CANCELLED), {}, State.STOPPED, id="cancelled"),
+        pytest.param(intent(STOP, DONE), {}, State.STOPPED, id="stopped"),
+        pytest.param(intent(STOP), {}, State.STOPPED, id="stop-not-carried-out-yet"),
+        pytest.param(intent(RESTORE, DONE), {}, State.STOPPED, id="restored"),
+        pytest.param(intent(DELETE), {"deleted": True}, State.DELETED, id="deleted"),
+        pytest.param(intent(LAUNCH, DONE), {"deleted": True, "ready": True}, State.DELETED, id="deleted-while-running"),
+        pytest.param(intent(LAUNCH, FAILED), {"pending": "spawn"}, State.LAUNCHING, id="tried-again"),
+    ],
+)
+def test_the_state_that_people_see(latest, seen, state):
+    assert state_of(latest, **seen) is state
+
+
+@pytest.mark.parametrize(
+    ("intents", "place"),
+    [
+        pytest.param([], None, id="none"),
+        pytest.param([intent(LAUNCH, DONE)], 0, id="launched"),
+        pytest.param([intent(LAUNCH, DONE), intent(STOP, DONE)], 1, id="stopped"),
+        pytest.param([intent(LAUNCH, DONE), intent(STOP)], 1, id="being-stopped"),
+        pytest.param([intent(LAUNCH, DONE), intent(STOP, FAILED)], 0, id="a-stop-that-failed-does-not-count"),
+        pytest.param([intent(LAUNCH, DONE), intent(STOP, CANCELLED)], 0, id="a-stop-that-was-cancelled-does-not-count"),
+        pytest.param([intent(LAUNCH, DONE), intent(LAUNCH, FAILED)], 1, id="a-launch-that-failed-counts"),
+        pytest.param([intent(STOP, FAILED)], None, id="only-what-does-not-count"),
+    ],
+)
+def test_the_intent_in_force(intents, place):
+    assert in_force(intents) is (None if place is None else intents[place])
+
+
+@pytest.fixture
+def session(tmp_path) -> Session:
+    engine = open_database(f"sqlite:///{tmp_path}/hutch.sqlite")
+    upgrade(engine)
+    with sessions(engine)() as session:
+        session.add(User(id="1", login="ann", given_name="Ann", family_name="L"))
+        session.add(Plan(id="notebook", name="Notebook", image="i", flavor="f", cores=1, memory_mb=1))
+        session.flush()
+        yield session
+
+
+@pytest.fixture
+def instance(session: Session) -> Instance:
+    return create(session)
+
+
+def create(session: Session, name: str = "films") -> Instance:
+    plan = {"plan_id": "notebook", "experiment_ids": [], "lifetime": timedelta(days=14)}
+    return instances.create(session, owner_id="1", server_name=name, display_name="Films", **plan)
+
+
+def test_what_is_wanted_later_overtakes_what_is_not_done_yet(session, instance):
+    first = instances.intend(session, instance.id, LAUNCH, "ann")
+    second = instances.intend(session, instance.id, STOP, "grace", "maintenance")
+    assert (first.outcome, first.message) == (CANCELLED, "overtaken: stop by grace")
+    assert instances.latest_intent(session, instance.id) is second and second.outcome is None
+
+
+def test_what_was_done_is_not_touched_by_what_is_wanted_later(session, instance):
+    first = instances.intend(session, instance.id, LAUNCH, "ann")
+    instances.conclude(session, first, DONE)
+    instances.intend(session, instance.id, STOP, "ann")
+    assert first.outcome == DONE
+
+
+def test_a_deletion_is_marked_once(session, instance):
+    instances.mark_deleted(session, instance, "ann", "done with it", timedelta(days=7))
+    marked = (instance.deleted_at, instance.purge_at)
+    instances.mark_deleted(session, instance, "grace", "again", timedelta(days=1))
+    assert (instance.deleted_at, instance.purge_at) == marked
+    assert instances.latest_intent(session, instance.id).actor == "ann"
+
+
+def test_what_is_due_is_what_was_marked_long_enough_ago(session, instance):
+    instances.mark_deleted(session, instance, "ann", "", timedelta(days=7))
+    session.flush()
+    assert instances.due_for_purge(session, now()) == []
+    assert instances.due_for_purge(session, now() + timedelta(days=8)) == [instance]
+    instance.purged_at = now()
+    session.flush()
+    assert instances.due_for_purge(session, now() + timedelta(days=8)) == []
+
+
+def test_a_restored_instance_is_as_before(session, instance):
+    instances.mark_deleted(session, instance, "ann", "", timedelta(days=7))
+    instances.restore(session, instance, "ann")
+    session.flush()
+    assert (instance.deleted_at, instance.purge_at) == (None, None)
+    assert state_of(instances.latest_intent(session, instance.id)) is State.STOPPED
+    assert instances.due_for_purge(session, now() + timedelta(days=8)) == []
+
+
+def test_what_is_gone_cannot_be_restored(session, instance):
+    instances.mark_deleted(session, instance, "ann", "", timedelta(days=7))
+    instance.purged_at = now()
+    with pytest.raises(ValueError, match="Films was deleted for good on"):
+        instances.restore(session, instance, "ann")
+
+
+def test_a_name_that_is_taken_again_cannot_be_restored(session, instance):
+    instances.mark_deleted(session, instance, "ann", "", timedelta(days=7))
+    session.flush()
+    create(session)
+    with pytest.raises(ValueError, match="There is a newer instance with the name films"):
+        instances.restore(session, instance, "ann")
+
+
+def test_a_launch_takes_as_long_as_the_last_ones_did(session, instance):
+    assert instances.expected_seconds(session, "notebook") is None
+    for seconds in (10.0, 30.0, 20.0):
+        instances.record_event(session, instance.id, "ready", seconds=seconds)
+    instances.record_event(session, instance.id, "boot", seconds=1000.0)
+    instances.record_event(session, instance.id, "ready")
+    session.flush()
+    assert instances.expected_seconds(session, "notebook") == 20.0
+    assert instances.expected_seconds(session, "another") is None

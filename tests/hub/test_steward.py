@@ -1,0 +1,148 @@
+"""What the steward does by itself: it deletes what is due and nothing else, finishes stops, and tries again with pauses."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from facility_hub import FacilityHub, Visitor
+from running_hub import until
+
+from hub import instances
+from hub.database.tables import Instance, IntentKind, now
+from hub.steward.tasks import LONGEST_PAUSE, Readoption
+
+NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
+
+
+def deleted(hub: FacilityHub) -> tuple[Visitor, Instance]:
+    """Somebody, and their instance that was marked for deletion."""
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    hub.end(visitor, remove=True)
+    until(lambda: hub.instance(visitor).deleted_at, "the instance is marked")
+    return visitor, hub.instance(visitor)
+
+
+def make_due(hub: FacilityHub, instance: Instance) -> None:
+    def move(session: Any) -> None:
+        session.get_one(Instance, instance.id).purge_at = now() - timedelta(seconds=1)
+
+    hub.change(move)
+
+
+def test_what_is_due_is_deleted_and_nothing_else(hub):
+    (due, instance), (later, _), bystander = deleted(hub), deleted(hub), hub.visitor()
+    hub.launched(bystander)
+    foreign = foreign_twin(hub, instance)
+    make_due(hub, instance)
+    until(lambda: hub.instance(due).purged_at, "the instance is purged")
+    assert (hub.intent(due).kind, hub.intent(due).outcome) == ("delete", "done")
+    assert hub.servers(bystander) and hub.ports(bystander)
+    assert [(len(hub.servers(later)), len(hub.ports(later))), hub.instance(later).purged_at] == [(1, 1), None]
+    # what is left of this instance's id is the other deployment's
+    assert [server["id"] for server in hub.servers(due)] == [foreign["server"]]
+    assert [port["id"] for port in hub.cloud.network.get(f"/ports?name=hutch-{instance.id[:8]}").json()["ports"]] == [
+        foreign["port"]
+    ]
+    hub.devcloud.trouble(foreign["server"], "forget")
+    hub.cloud.network.delete(f"/ports/{foreign['port']}")
+
+
+def foreign_twin(hub: FacilityHub, instance: Instance) -> dict[str, str]:
+    """A server and a port of another deployment in the same project, as a hub on a copied database makes them: the same names."""
+    name, cloud = f"hutch-{instance.id[:8]}", hub.cloud
+    network = cloud.network.find_network("hutch")
+    body = {"network_id": network.id, "name": name, "description": f"hutch-another {instance.id}"}
+    port = cloud.network.post("/ports", json={"port": body}).json()["port"]["id"]
+    image, flavor = cloud.image.find_image("hutch-notebook").id, cloud.compute.find_flavor("m1.small").id
+    server = {"name": name, "imageRef": image, "flavorRef": flavor, "networks": [{"port": port}]}
+    server["metadata"] = {"hutch-deployment": "another", "hutch-instance": instance.id}
+    server["tags"] = ["hutch-another", f"hutch-{hub.deployment}"]
+    made = cloud.compute.post("/servers", json={"server": server}, microversion="2.79").json()["server"]["id"]
+    return {"port": port, "server": made}
+
+
+@pytest.mark.parametrize("call", ["servers/detail", "DELETE server", "DELETE port"])
+def test_a_purge_that_the_cloud_fails_is_repeated(hub, call):
+    visitor, instance = deleted(hub)
+    method, path = {
+        "servers/detail": ("GET", "/servers/detail"),
+        "DELETE server": ("DELETE", "/servers/"),
+        "DELETE port": ("DELETE", "/ports/"),
+    }[call]
+    hub.devcloud.fault(method=method, path=path, action="status", status=503, times=2)
+    make_due(hub, instance)
+    until(lambda: hub.instance(visitor).purged_at, "the instance is purged")
+    assert hub.servers(visitor) == hub.ports(visitor) == []
+
+
+def test_an_instance_without_anything_in_the_cloud_is_purged(hub):
+    visitor, instance = deleted(hub)
+    (server,), (port,) = hub.servers(visitor), hub.ports(visitor)
+    hub.devcloud.trouble(server["id"], "forget")
+    hub.cloud.network.delete(f"/ports/{port['id']}")
+    make_due(hub, instance)
+    until(lambda: hub.instance(visitor).purged_at, "the instance is purged")
+
+
+def test_an_instance_that_was_restored_stays_and_starts(hub):
+    visitor, instance = deleted(hub)
+    hub.change(lambda session: instances.restore(session, session.get_one(Instance, instance.id), visitor.login))
+    other, due = deleted(hub)
+    make_due(hub, due)
+    until(lambda: hub.instance(other).purged_at, "the steward has passed by")
+    assert len(hub.servers(visitor)) == 1
+    # JupyterHub has dropped what it knew of it; the records have not
+    assert hub.start_again(visitor).status_code in (201, 202)
+    hub.until_ready(visitor.login, "films")
+    assert [one.id for one in hub.instances(visitor)] == [instance.id] and len(hub.servers(visitor)) == 1
+
+
+def test_a_stop_that_cannot_be_done_holds_up_no_other(hub):
+    stuck, other = hub.visitor(), hub.visitor()
+    for visitor in (stuck, other):
+        hub.launched(visitor)
+    (server,) = hub.servers(stuck)
+    hub.devcloud.fault(method="POST", path=f"/servers/{server['id']}/action", action="status", status=409, times=None)
+    for visitor in (stuck, other):
+        instance = hub.instance(visitor)
+        hub.change(lambda session, id=instance.id: instances.intend(session, id, IntentKind.STOP, "somebody"))
+    hub.until_intent(other, kind="stop", outcome="done")
+    assert hub.intent(stuck).outcome is None
+    hub.devcloud.clear_faults()
+    hub.until_intent(stuck, kind="stop", outcome="done")
+
+
+def test_the_steward_lets_a_launch_that_failed_be(hub):
+    visitor = hub.visitor()
+    hub.devcloud.next_boot(error="No valid host was found.")
+    hub.launch(visitor)
+    hub.until_intent(visitor, kind="launch", outcome="failed")
+    other, due = deleted(hub)
+    make_due(hub, due)
+    until(lambda: hub.instance(other).purged_at, "the steward has passed by")
+    assert len(hub.instance(visitor).intents) == 1
+
+
+# --- pauses between tries
+
+
+def test_tries_have_growing_pauses_with_a_limit():
+    readoption, at, tries = Readoption(), NOW, []
+    while len(tries) < 200:
+        if readoption.due("one", at):
+            tries.append(at)
+        at += timedelta(seconds=10)
+    pauses = [later - earlier for earlier, later in pairwise(tries)]
+    assert pauses == sorted(pauses) and pauses[0] <= timedelta(seconds=20) and pauses[-1] == LONGEST_PAUSE
+
+
+def test_each_instance_has_pauses_of_its_own_until_it_is_back():
+    readoption = Readoption()
+    assert readoption.due("one", NOW) and readoption.due("two", NOW)
+    assert not readoption.due("one", NOW)
+    readoption.back("one")
+    assert readoption.due("one", NOW) and not readoption.due("two", NOW)
