@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from statistics import median
+from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from .database.tables import (
@@ -25,6 +26,9 @@ from .database.tables import (
     Outcome,
     now,
 )
+
+if TYPE_CHECKING:
+    from spawner.launch import StageEvent
 
 
 class State(StrEnum):
@@ -115,6 +119,22 @@ def record_event(
     session.add(
         InstanceEvent(instance_id=instance_id, intent_id=intent_id, kind=kind, actor=actor, seconds=seconds, message=message)
     )
+
+
+def record_stages(session: Session, instance_id: str, intent_id: int, stages: Sequence[StageEvent]) -> None:
+    """The stages of a launch that were done, all in one statement."""
+    rows = [
+        {
+            "instance_id": instance_id,
+            "intent_id": intent_id,
+            "kind": event.stage,
+            "seconds": event.seconds,
+            "message": event.message,
+        }
+        for event in stages
+    ]
+    if rows:
+        session.execute(insert(InstanceEvent), rows)
 
 
 def latest_intent(session: Session, instance_id: str) -> Intent | None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from jupyterhub.spawner import Spawner
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 from traitlets import default
 
@@ -85,12 +86,10 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
     instance = records.find_instance(session, asked.login, asked.server_name)
     is_new = instance is None
     if instance is None:
-        instance = _first_launch(session, facility, asked, person)
+        instance, plan = _first_launch(session, facility, asked, person)
     else:
-        _check_resume(session, asked, person, instance)
+        plan = _check_resume(session, asked, person, instance)
     intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
-    plan = records.find_plan(session, instance.plan_id)
-    assert plan is not None
     return Granted(
         instance_id=instance.id,
         intent_id=intent.id,
@@ -111,11 +110,11 @@ def _may_start(session: Session, facility: Facility, asked: Asked, owner: access
     return access.may_act(actor, access.Action.START, owner.id)
 
 
-def _first_launch(session: Session, facility: Facility, asked: Asked, person: access.Person) -> Instance:
+def _first_launch(session: Session, facility: Facility, asked: Asked, person: access.Person) -> tuple[Instance, access.PlanOffer]:
     options = _parsed(asked.options)
     plan, visits = _plan_and_visits(session, options)
     _check(access.may_launch(person, plan, visits, owned=records.count_owned(session, person.id)))
-    return instances.create(
+    instance = instances.create(
         session,
         owner_id=person.id,
         server_name=asked.server_name,
@@ -125,9 +124,10 @@ def _first_launch(session: Session, facility: Facility, asked: Asked, person: ac
         experiment_ids=[visit.id for visit in visits],
         lifetime=facility.lifetime,
     )
+    return instance, plan
 
 
-def _check_resume(session: Session, asked: Asked, person: access.Person, instance: Instance) -> None:
+def _check_resume(session: Session, asked: Asked, person: access.Person, instance: Instance) -> access.PlanOffer:
     """The rules apply to what the instance is, not to what a request now says that it should be."""
     held = LaunchOptions(plan=instance.plan_id, experiments=[experiment.id for experiment in instance.experiments])
     if asked.options:
@@ -141,6 +141,7 @@ def _check_resume(session: Session, asked: Asked, person: access.Person, instanc
             )
     plan, visits = _plan_and_visits(session, held)
     _check(access.may_launch(person, plan, visits, owned=None))
+    return plan
 
 
 def _parsed(options: dict[str, Any]) -> LaunchOptions:
@@ -247,7 +248,7 @@ class Launching(Spawner):
         granted = self.granted
 
         def note(session: Session) -> None:
-            session.get_one(Instance, granted.instance_id).first_ready_at = now()
+            session.execute(update(Instance).where(Instance.id == granted.instance_id).values(first_ready_at=now()))
 
         if granted.never_came_up:
             await self._ask(note)
@@ -285,15 +286,7 @@ class Launching(Spawner):
             return  # still unknown: the intent stays open, and the steward tries again later
 
         def write(session: Session) -> None:
-            for event in events:
-                instances.record_event(
-                    session,
-                    granted.instance_id,
-                    event.stage,
-                    intent_id=granted.intent_id,
-                    seconds=event.seconds,
-                    message=event.message,
-                )
+            instances.record_stages(session, granted.instance_id, granted.intent_id, events)
             intent = session.get_one(Intent, granted.intent_id)
             if intent.outcome is None:
                 instances.conclude(
