@@ -164,7 +164,7 @@ class OpenStackSpawner(Spawner):
         self._starting, self._creating = True, None
         try:
             url = await self._launch(self.launch)
-        except (LaunchError, CloudError, AgentError) as error:
+        except (LaunchError, CloudError, AgentError, TimeoutError) as error:
             failure = self._as_launch_error(error)
             failure.detail = await self._with_console(failure)
             self.launch.fail(str(failure.message))
@@ -378,10 +378,14 @@ class OpenStackSpawner(Spawner):
 
     def account(self) -> str:
         """The Unix account in the server: the user's name, in what Unix allows."""
-        return re.sub(r"[^a-z0-9_-]", "-", self.user.name.lower())[:32]
+        name = re.sub(r"[^a-z0-9_-]", "-", self.user.name.lower())
+        return (name if name[0].isalpha() else f"u{name}")[:32]
 
-    def _as_launch_error(self, error: LaunchError | CloudError | AgentError) -> LaunchError:
+    def _as_launch_error(self, error: LaunchError | CloudError | AgentError | TimeoutError) -> LaunchError:
         stage = (self.launch.current or Stage.CREATE) if self.launch else Stage.CREATE
+        if isinstance(error, TimeoutError):  # of a server that is still stopping, or will not go
+            sentence = "The cloud is still busy with this instance. Please try again in a minute."
+            return LaunchError(sentence, reason=Trouble.UNANSWERED, stage=stage, detail="a task of the cloud did not end in time")
         if isinstance(error, LaunchError):
             error.stage = error.stage or stage
             return error

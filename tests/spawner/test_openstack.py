@@ -1,0 +1,201 @@
+"""The policy of a launch, where no hub is needed: what counts as an end, which server is taken, what people are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from spawner.agent_client import AgentFailed, AgentMismatch, AgentUnreachable
+from spawner.cloud import CloudError, Trouble
+from spawner.devcloud.process import DevcloudProcess
+from spawner.launch import LaunchError
+from spawner.openstack import OpenStackSpawner, address_of, fault_of
+
+KNOWN = "11111111-2222-4333-8444-555555555555"
+
+
+def listed(status: str, task: str | None = None, id: str = KNOWN, **more: Any) -> dict[str, Any]:
+    """A server as Nova describes it, as far as the policy looks at it."""
+    return {"id": id, "status": status, "OS-EXT-STS:task_state": task, "metadata": {}, "created": "2026-03-10T12:00:00Z"} | more
+
+
+@pytest.fixture
+def spawner(make_spawner: Callable[..., OpenStackSpawner], devcloud: DevcloudProcess) -> OpenStackSpawner:
+    """One whose server was launched, and whose reflector is as fresh as can be."""
+    spawner = make_spawner(cloud_name="devcloud", clouds_yaml=str(devcloud.clouds_yaml))
+    spawner.server_id = KNOWN
+    spawner.around.reflector.listed_at = time.monotonic()
+    return spawner
+
+
+def see(spawner: OpenStackSpawner, *servers: dict[str, Any]) -> None:
+    spawner.around.reflector.servers = {server["id"]: server for server in servers}
+
+
+RUNS, ENDED, BROKE = None, 0, 1
+
+
+@pytest.mark.parametrize(
+    ("status", "task", "exit_status"),
+    [
+        ("ACTIVE", None, RUNS),
+        ("ACTIVE", "powering-off", RUNS),
+        ("BUILD", "spawning", RUNS),
+        ("REBOOT", "reboot_started", RUNS),
+        ("HARD_REBOOT", "rebooting_hard", RUNS),
+        ("PAUSED", None, RUNS),
+        ("SUSPENDED", None, RUNS),
+        ("RESIZE", None, RUNS),
+        ("UNKNOWN", None, RUNS),
+        ("a state of a later Nova", None, RUNS),
+        ("SHUTOFF", "powering-on", RUNS),
+        ("SHELVED_OFFLOADED", "spawning", RUNS),
+        ("SHUTOFF", None, ENDED),
+        ("SHELVED", None, ENDED),
+        ("SHELVED_OFFLOADED", None, ENDED),
+        ("DELETED", None, ENDED),
+        ("SOFT_DELETED", None, ENDED),
+        ("ERROR", None, BROKE),
+        ("ERROR", "deleting", RUNS),
+    ],
+    ids=lambda value: str(value),
+)
+async def test_an_end_is_only_what_the_cloud_is_certain_of(spawner, status, task, exit_status):
+    see(spawner, listed(status, task))
+    assert await spawner.poll() == exit_status
+
+
+async def test_a_server_that_nova_itself_does_not_know_has_ended(spawner):
+    see(spawner)
+    assert await spawner.poll() == ENDED
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"action": "status", "status": 503}, {"action": "drop-before"}, {"action": "garbage"}, {"action": "status", "status": 401}],
+    ids=["503", "dropped", "garbage", "401"],
+)
+async def test_a_server_that_is_only_missing_from_the_listing_has_not_ended(spawner, devcloud, fault):
+    see(spawner)
+    devcloud.fault(method="GET", path="/servers/", times=None, **fault)
+    assert await spawner.poll() is RUNS
+
+
+async def test_while_listings_fail_nothing_ends(spawner):
+    see(spawner)
+    spawner.around.reflector.failures = 1
+    assert await spawner.poll() is RUNS
+
+
+async def test_without_a_server_there_is_nothing_that_runs(make_spawner):
+    assert await make_spawner().poll() == ENDED
+
+
+async def test_a_launch_under_way_runs(make_spawner):
+    spawner = make_spawner()
+    spawner._starting = True
+    assert await spawner.poll() is RUNS
+
+
+def test_the_server_taken_is_the_oldest_that_is_not_broken(spawner):
+    mine = {"metadata": {"hutch-instance": spawner.instance_id}}
+    see(
+        spawner,
+        listed("ERROR", id="1", created="2026-03-10T12:00:00Z", **mine),
+        listed("ACTIVE", id="2", created="2026-03-10T12:00:02Z", **mine),
+        listed("ACTIVE", id="3", created="2026-03-10T12:00:01Z", **mine),
+        listed("ACTIVE", id="4", created="2026-03-10T11:00:00Z"),
+    )
+    assert spawner._server_listed()["id"] == "3"
+    see(spawner)
+    assert spawner._server_listed() is None
+
+
+async def test_state_that_was_saved_is_loaded_again(make_spawner):
+    before, after = make_spawner(), make_spawner()
+    before.server_id, before.address, before.fingerprint = KNOWN, "10.0.0.7", "ab" * 32
+    after.load_state(before.get_state())
+    assert (after.server_id, after.address, after.fingerprint) == (KNOWN, "10.0.0.7", "ab" * 32)
+
+
+def test_an_instance_is_the_same_at_every_start_and_another_for_each_server(make_spawner):
+    assert make_spawner().instance_id == make_spawner().instance_id
+    assert len({make_spawner(user=user, name=name).instance_id for user in ("ann", "bob") for name in ("", "films")}) == 4
+
+
+def test_another_server_has_another_fingerprint(make_spawner):
+    spawner = make_spawner()
+    spawner._remember("1", "10.0.0.1")
+    spawner.fingerprint = "ab" * 32
+    spawner._remember("1", "10.0.0.1")
+    assert spawner.fingerprint
+    spawner._remember("2", "10.0.0.1")
+    assert not spawner.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("addresses", "address"),
+    [
+        pytest.param({}, "", id="none-yet"),
+        pytest.param({"hutch": []}, "", id="no-address"),
+        pytest.param({"hutch": [{"addr": "10.0.0.7", "OS-EXT-IPS:type": "fixed"}]}, "10.0.0.7", id="fixed"),
+        pytest.param(
+            {"hutch": [{"addr": "192.0.2.1", "OS-EXT-IPS:type": "floating"}, {"addr": "10.0.0.7", "OS-EXT-IPS:type": "fixed"}]},
+            "10.0.0.7",
+            id="not-the-floating-one",
+        ),
+        pytest.param({"hutch": [{"addr": "10.0.0.7"}]}, "10.0.0.7", id="untyped"),
+    ],
+)
+def test_the_address_is_the_first_fixed_one(addresses, address):
+    assert address_of({"addresses": addresses}) == address
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        pytest.param({"status": "ERROR"}, "ERROR", id="without-a-fault"),
+        pytest.param({"status": "ERROR", "fault": None}, "ERROR", id="empty-fault"),
+        pytest.param({"status": "ERROR", "fault": {"code": 500, "message": "boom"}}, "500 boom", id="fault"),
+    ],
+)
+def test_a_fault_in_words(server, words):
+    assert fault_of(server) == words
+
+
+@pytest.mark.parametrize(
+    ("login", "account"),
+    [
+        ("ann", "ann"),
+        ("Ann.Lind", "ann-lind"),
+        ("ann@nth.example", "ann-nth-example"),
+        ("4001", "u4001"),
+        ("-ann", "u-ann"),
+        ("åsa", "u-sa"),
+        ("x" * 40, "x" * 32),
+    ],
+    ids=ascii,
+)
+def test_the_account_is_what_unix_allows(make_spawner, login, account):
+    assert make_spawner(user=login).account() == account
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (CloudError(Trouble.QUOTA, "Used up.", "Quota exceeded"), "quota"),
+        (AgentUnreachable("Nobody."), "agent-unreachable"),
+        (AgentMismatch("Another."), "agent-mismatch"),
+        (AgentFailed("It broke.", "notebook", "log"), "agent-failed"),
+        (TimeoutError(), "cloud-unanswered"),
+        (LaunchError("No.", reason="mine", detail="x"), "mine"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_failure_has_a_reason_a_sentence_and_a_stage(make_spawner, error, reason):
+    failure = make_spawner()._as_launch_error(error)
+    assert (failure.reason, failure.stage) == (reason, "create")
+    assert str(failure.message).endswith(".") and failure.detail
