@@ -276,9 +276,15 @@ def _refuse(checked: Checked, refusals: Iterable[Refusal]) -> None:
 
 
 def _taken_logins(checked: Checked, held: Mapping[Key, Standing]) -> Iterator[Refusal]:
-    """A login is a JupyterHub account and a home; it never passes from one person to another."""
+    """A login is a JupyterHub account and a home: it stays with its person, and never passes to another."""
     owners = {standing.values["login"]: key for key, standing in held.items()}
     for key, values in checked.accepted.items():
+        if key in held and (login := held[key].values["login"]) != values["login"]:
+            yield (
+                key,
+                "login",
+                f"the login of user {key[0]!r} is {login!r} and cannot become {values['login']!r}: instances hang on it",
+            )
         owner = owners.setdefault(values["login"], key)
         if owner != key:
             yield key, "login", f"{values['login']!r} belongs to user {owner[0]!r}; a login is never given to another person"

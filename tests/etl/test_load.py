@@ -138,6 +138,15 @@ def test_logins_do_not_change_hands(office, rows):
     assert [row["login"] for row in rows("user")] == ["ann", "bob"]
 
 
+def test_a_login_stays_with_its_person_however_often_it_is_tried(office, rows):
+    """A JupyterHub account and its servers hang on it; whoever had the login next would open them."""
+    office.load()
+    office.put("users", "id,login,family_name", "1,newann,Lindqvist", "2,bob,Okafor", "3,ann,Third")
+    for _ in range(2):
+        assert counts(office.load(), "user")[4] == 2
+    assert [row["login"] for row in rows("user")] == ["ann", "bob"]
+
+
 def many(office, number):
     office.put_rows("users", "id,login,family_name", [[str(n), f"u{n}", "Name"] for n in range(1, number + 1)])
 
