@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import ssl
 from contextlib import asynccontextmanager
@@ -54,6 +55,12 @@ class AgentFailed(AgentError):
         self.detail = detail
 
 
+STAGES = frozenset({"account", "environment", "notebook", "ready"})
+STATES = frozenset({"started", "done", "failed"})
+MOST_BYTES = 64 * 1024
+NOT_UNDERSTOOD = AgentFailed("The agent answered with something that is not understood.", "notebook", "not the agent's protocol")
+
+
 def fingerprint_from_console(text: str) -> str | None:
     """The fingerprint printed last: at each boot the agent prints it again, and other programs write in between."""
     found = FINGERPRINT_LINE.findall(ESCAPE_CODES.sub("", text))
@@ -73,21 +80,24 @@ class AgentClient:
     async def push(self, address: str, fingerprint: str, session: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Launch, and pass on each stage as it happens; the last one is ``ready``, or AgentFailed is raised.
 
-        The launch goes on when the connection breaks: pushing the same one again joins it.
+        Whoever is root in the instance may answer anything: only what the protocol allows is passed on, and each stage once.
         """
-        event: dict[str, Any] = {}
+        told: set[tuple[str, str]] = set()
         async with self._request("POST", "session", address, fingerprint, _LAUNCH, json=session) as response:
-            async for line in response.content:
-                event = json.loads(line)
+            async for line in _lines(response):
+                event = stage_event(line)
                 if event["state"] == "failed":
-                    raise AgentFailed(event["message"], event["stage"], event.get("detail", ""))
+                    raise AgentFailed(event["message"], event["stage"], event["detail"])
+                if (event["stage"], event["state"]) in told:
+                    raise NOT_UNDERSTOOD
+                told.add((event["stage"], event["state"]))
                 yield event
-        if event.get("stage") != "ready":
+        if ("ready", "done") not in told:
             raise AgentUnreachable(f"The connection to the agent at {address} broke during the launch.")
 
     async def status(self, address: str, fingerprint: str) -> dict[str, Any]:
         async with self._request("GET", "status", address, fingerprint, _SHORT) as response:
-            return await response.json()
+            return json.loads(await response.content.read(MOST_BYTES))
 
     async def end(self, address: str, fingerprint: str) -> None:
         """Stop the notebook; the instance keeps running and keeps its owner."""
@@ -107,10 +117,11 @@ class AgentClient:
         connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes.fromhex(fingerprint)), force_close=True)
         try:
             async with (
-                aiohttp.ClientSession(connector=connector, timeout=limits) as client,
-                client.request(method, url, ssl=self._context(), **body) as response,
+                # nothing is unpacked and no redirect followed: a small answer could be huge, and lead anywhere
+                aiohttp.ClientSession(connector=connector, timeout=limits, auto_decompress=False) as client,
+                client.request(method, url, ssl=self._context(), allow_redirects=False, **body) as response,
             ):
-                if response.status >= 400:
+                if response.status not in (200, 204):
                     raise AgentRefused(await _reason(response, address))
                 yield response
         except aiohttp.ServerFingerprintMismatch as error:
@@ -144,9 +155,39 @@ async def wait_listening(address: str, port: int, deadline: float) -> None:
 
 async def _reason(response: aiohttp.ClientResponse, address: str) -> str:
     try:
-        return (await response.json())["message"]
+        return _plain(json.loads(await response.content.read(MOST_BYTES))["message"])
     except (aiohttp.ClientError, ValueError, KeyError, TypeError):
         return f"The agent at {address} refused the request with status {response.status}."
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for line in response.content:
+            yield line
+    except (ValueError, aiohttp.http_exceptions.BadHttpMessage) as error:  # a line without end, broken chunks
+        raise NOT_UNDERSTOOD from error
+
+
+def stage_event(line: bytes) -> dict[str, Any]:
+    """One line of a launch: stage, state, message, seconds; detail if it failed, kept at its end. Raises AgentFailed otherwise."""
+    try:
+        event = json.loads(line)
+        stage, state, seconds = event["stage"], event["state"], event.get("seconds")
+        if stage not in STAGES or state not in STATES or not (seconds is None or (math.isfinite(seconds) and seconds >= 0)):
+            raise NOT_UNDERSTOOD
+        known = {"stage": stage, "state": state, "seconds": seconds, "message": _plain(event.get("message", ""))}
+        if state == "failed":
+            known["detail"] = _plain(event.get("detail", ""), MOST_BYTES)
+        if stage == "ready":
+            known["kept"] = event.get("kept") is True
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise NOT_UNDERSTOOD from error
+    return known
+
+
+def _plain(text: str, most: int = 500) -> str:
+    """Text from a guest for logs and pages: no control characters but line ends, and not without end."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", " ", text[:most])
 
 
 _LAUNCH = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=LAUNCH_SECONDS)

@@ -108,7 +108,7 @@ class Reflector:
         """How long after the listing that began then the next one is due; those who come meanwhile can bring it forward."""
         wanted = self._wanted_after > began
         if self.failures:
-            return self._fast if wanted else min(self._fast * 2**self.failures, 30.0) * jitter
+            return self._fast if wanted else min(self._fast * 2 ** min(self.failures, 10), 30.0) * jitter
         if wanted:
             return 0.0
         # who only watches waits until it is due: a launch more is no listing more

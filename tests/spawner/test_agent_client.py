@@ -19,6 +19,7 @@ from spawner.agent_client import (
     AgentRefused,
     AgentUnreachable,
     fingerprint_from_console,
+    stage_event,
 )
 from spawner.agent_tls import HubIdentity
 
@@ -120,6 +121,45 @@ async def test_a_failed_stage_is_raised_with_its_detail(false_agent):
     with pytest.raises(AgentFailed, match="JupyterLab ended") as failure:
         await false_agent.push()
     assert (failure.value.stage, failure.value.detail) == ("notebook", "Traceback")
+
+
+HOSTILE = {
+    "an unknown stage": {**STAGE, "stage": "rm -rf"},
+    "an unknown state": {**STAGE, "state": "half"},
+    "no object": ["notebook"],
+    "seconds as text": {**STAGE, "seconds": "0"},
+    "seconds without end": {**STAGE, "seconds": float("inf")},
+    "negative seconds": {**STAGE, "seconds": -1},
+    "seconds beyond any float": {**STAGE, "seconds": 10**400},
+    "a message that is none": {**STAGE, "message": {"a": 1}},
+    "a line without end": {**STAGE, "message": "x" * 1_000_000},
+}
+
+
+@pytest.mark.parametrize("event", HOSTILE.values(), ids=HOSTILE)
+async def test_what_the_protocol_does_not_allow_ends_the_launch(false_agent, event):
+    false_agent.answer = [event, READY]
+    with pytest.raises(AgentFailed, match="not understood"):
+        await false_agent.push()
+
+
+async def test_a_stage_that_is_told_for_ever_ends_the_launch(false_agent):
+    false_agent.answer = [STAGE, STAGE, READY]
+    with pytest.raises(AgentFailed, match="not understood"):
+        await false_agent.push()
+
+
+def test_text_from_a_guest_is_short_and_has_no_control_characters():
+    event = stage_event(json.dumps({**STAGE, "message": "\x1b[2J" + "x" * 9000}).encode())
+    assert event["message"].startswith(" [2Jx") and len(event["message"]) == 500
+
+
+async def test_a_redirect_is_not_followed(false_agent):
+    """The request carries a token, and the pin holds for one address only."""
+    false_agent.answer = web.Response(status=307, headers={"Location": f"https://127.0.0.1:{false_agent.port}/elsewhere"})
+    with pytest.raises(AgentRefused, match="status 307"):
+        await false_agent.push()
+    assert false_agent.requests == 1
 
 
 async def test_a_launch_that_breaks_off_is_no_success(false_agent):
