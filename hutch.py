@@ -52,6 +52,7 @@ def demo(
     from hub.database.engine import open_database, upgrade
 
     console = Console()
+    hub.demo.check_start(devcloud_port)
     engine = open_database(load().database_url)
     upgrade(engine)
     report = run(engine, Files(Path(etl.command.__file__).parent / "example"), "example", allow_removals=True)

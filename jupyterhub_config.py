@@ -1,6 +1,7 @@
 """The whole deployment, in JupyterHub's own configuration language; it runs as it is, on defaults, as the demo.
 
-What a site changes is on this page. Every setting is explained by `jupyterhub --help-all` and in docs/configuration.md.
+What a site changes is on this page. JupyterHub's settings are explained by `jupyterhub --help-all`, Hutch's own where they are
+defined: `class Hutch` in hub/configuration.py and `class OpenStackSpawner` in spawner/openstack.py.
 """
 
 from pathlib import Path
@@ -28,4 +29,4 @@ c.OpenStackSpawner.clouds_yaml = str(folder / ".hutch" / "devcloud" / "clouds.ya
 c.OpenStackSpawner.network = "hutch"
 # c.OpenStackSpawner.security_groups = ["hutch-instances"]
 
-hub.install(c, folder)
+hub.install(c, Path(__file__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -11,8 +12,8 @@ from traitlets.config import Config
 HERE = Path(__file__).parent
 
 
-def install(c: Config, folder: Path) -> None:
-    """Wires Hutch into JupyterHub's configuration `c`; `folder` is where relative paths count from.
+def install(c: Config, file: Path) -> None:
+    """Wires Hutch into JupyterHub's configuration `c`, which `file` is; relative paths count from its folder.
 
     Call it last: what the site has set stays as it is, and only what is missing is filled in.
     """
@@ -21,6 +22,7 @@ def install(c: Config, folder: Path) -> None:
     from .portal import service as portal
     from .steward import service as steward
 
+    folder = file.absolute().parent
     hutch = Hutch(config=c)
     state = folder / hutch.state_dir
     c.Hutch.state_dir = str(state)
@@ -55,12 +57,18 @@ def install(c: Config, folder: Path) -> None:
     # long enough for a refusal to be the answer, short enough not to be waited for
     c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.3, **c.JupyterHub.get("tornado_settings", {})}
     c.JupyterHub.extra_user_scopes = sorted({*c.JupyterHub.get("extra_user_scopes", ()), *portal.USER_SCOPES})
-    c.JupyterHub.services = [*c.JupyterHub.get("services", ()), portal.service(hutch), steward.service(hutch)]
+    c.JupyterHub.services = [*c.JupyterHub.get("services", ()), portal.service(hutch, file), steward.service(file)]
     c.JupyterHub.load_roles = [*c.JupyterHub.get("load_roles", ()), steward.ROLE]
 
-    proxy = which("configurable-http-proxy", path=str(folder / "node_modules/.bin")) or "configurable-http-proxy"
-    _fill(c.ConfigurableHTTPProxy, command=[proxy], pid_file=str(state / "proxy.pid"))
+    _fill(c.ConfigurableHTTPProxy, command=_proxy_command(), pid_file=str(state / "proxy.pid"))
     _fill(c.OpenStackSpawner, state_dir=str(state))
+
+
+def _proxy_command() -> list[str]:
+    """JupyterHub's proxy as it was installed beside this package, and the Node that was installed for it, if any."""
+    proxy = HERE.parent / "node_modules/configurable-http-proxy/bin/configurable-http-proxy"
+    node = which("node", path=str(Path(sys.executable).parent)) or "node"
+    return [node, str(proxy)] if proxy.exists() else ["configurable-http-proxy"]
 
 
 def _fill(section: Any, **defaults: Any) -> None:

@@ -66,6 +66,8 @@ class FacilityUsers(Authenticator):
     # whom the facility does not know is refused in `facility_model`, with a page that says so
     allow_all = Bool(True).tag(config=True)
     auth_refresh_age = Int(30, help="Read roles and groups anew after this many seconds. Default: 30.").tag(config=True)
+    # who has left the facility has left with their API tokens too
+    auth_refresh_strict = Bool(True).tag(config=True)
     refresh_pre_spawn = Bool(True).tag(config=True)
     refresh_pre_stop = Bool(True).tag(config=True)
 
@@ -120,7 +122,8 @@ class DemoAuthenticator(FacilityUsers):
     """Signs anybody on as any example user, without a password: on a loopback address only."""
 
     def get_handlers(self, app: Any) -> list[tuple[str, type]]:
-        refuse_beyond_loopback(app.bind_url)
+        for address in filter(None, (app.bind_url, app.subdomain_host, app.public_url)):
+            refuse_beyond_loopback(address)
         return super().get_handlers(app)
 
     async def authenticate(self, handler: Any, data: dict[str, str]) -> dict[str, Any]:
@@ -144,15 +147,15 @@ def _shown(user: User, roles: list[UserRole]) -> dict[str, str]:
     return {"login": user.login, "name": user.name, "roles": ", ".join(sorted(held)), "affiliation": place}
 
 
-def refuse_beyond_loopback(bind_url: str) -> None:
+def refuse_beyond_loopback(address: str) -> None:
     """Raises HutchError unless only this machine can reach the address."""
-    host = urlsplit(bind_url).hostname or ""
+    host = urlsplit(address).hostname or ""
     try:
         loopback = ip_address(host).is_loopback
     except ValueError:
-        loopback = host == "localhost"
+        loopback = host == "localhost" or host.endswith(".localhost")
     if not loopback:
         raise HutchError(
-            f"DemoAuthenticator lets anybody in as anybody, so it does not run on {bind_url}. "
+            f"DemoAuthenticator lets anybody in as anybody, so it does not run on {address}. "
             "Set c.JupyterHub.bind_url to http://localhost:8000, or choose a real authenticator_class."
         )

@@ -25,19 +25,27 @@ class DemoError(HutchError):
     """The demo cannot start, or something that it needs has ended."""
 
 
+def check_start(devcloud_port: int) -> None:
+    """Raises DemoError before anything is changed: this is not a demo's deployment, or a port is taken."""
+    config = read()
+    hub = config["JupyterHub"]
+    if not str(hub["authenticator_class"]).endswith("DemoAuthenticator"):
+        raise DemoError(
+            f"{config_path()} is not a demo's (its authenticator_class is a real one), so no example facility is loaded into it"
+        )
+    hutch = load()
+    check_ports({"portal": hutch.portal_port, "devcloud": devcloud_port, "hub's API": hub.get("hub_port", 8081)})
+    end_stale_proxy(Path(hutch.state_dir) / "proxy.pid")
+    proxy_api = config["ConfigurableHTTPProxy"].get("api_url", "http://127.0.0.1:8001")
+    check_ports({"hub": urlsplit(hub["bind_url"]).port or 80, "proxy's API": urlsplit(proxy_api).port or 8001})
+
+
 def run(console: Console, *, payload: str, devcloud_port: int) -> None:
     """Runs the demo in the foreground. Ends when interrupted, or when a part of it ends by itself."""
     file = config_path()
     os.environ[CONFIG_VARIABLE] = str(file)
-    hutch = load()
-    state = Path(hutch.state_dir)
-    state.mkdir(parents=True, exist_ok=True)
-    config = read()
-    address = config["JupyterHub"]["bind_url"]
-    end_stale_proxy(state / "proxy.pid")
-    ports = {"hub": urlsplit(address).port or 80, "portal": hutch.portal_port, "devcloud": devcloud_port}
-    check_ports(ports | {"hub's API": config["JupyterHub"].get("hub_port", 8081)})
-
+    state = Path(load().state_dir)
+    address = read()["JupyterHub"]["bind_url"]
     parts: list[tuple[str, subprocess.Popen[bytes]]] = []
     for ending in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C too, which a shell makes its background jobs ignore

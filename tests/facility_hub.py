@@ -46,7 +46,7 @@ c.Spawner.poll_interval = 1
 c.Spawner.http_timeout = 5
 c.JupyterHub.tornado_settings = {{"slow_stop_timeout": 0.3}}
 {more}
-hub.install(c, Path({folder!r}))
+hub.install(c, Path({folder!r}) / "jupyterhub_config.py")
 """
 
 

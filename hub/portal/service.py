@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from jupyterhub.utils import subdomain_hook_idna
 
-from ..configuration import CONFIG_VARIABLE, Hutch, config_path
+from ..configuration import CONFIG_VARIABLE, Hutch
 
 NAME = "portal"
 
@@ -19,13 +20,13 @@ USER_SCOPES = frozenset({f"access:services!service={NAME}"})
 TOKEN_SCOPES = ("read:users!user", "servers!user")
 
 
-def service(hutch: Hutch) -> dict[str, Any]:
+def service(hutch: Hutch, config_file: Path) -> dict[str, Any]:
     """An entry for c.JupyterHub.services. The service itself has no scopes and needs no role."""
     return {
         "name": NAME,
         "url": f"http://127.0.0.1:{hutch.portal_port}",
         "command": [sys.executable, "-m", "hub.portal"],
-        "environment": {CONFIG_VARIABLE: str(config_path())},
+        "environment": {CONFIG_VARIABLE: str(config_file)},
         "display": False,
         "oauth_no_confirm": True,
         "oauth_client_allowed_scopes": list(TOKEN_SCOPES),

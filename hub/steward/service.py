@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
-from ..configuration import CONFIG_VARIABLE, Hutch, config_path
+from ..configuration import CONFIG_VARIABLE
 
 NAME = "steward"
 ROLE = {
     "name": NAME,
     "description": "Takes servers back that the hub lost sight of",
-    "scopes": ["list:users", "read:servers", "start:servers"],
+    "scopes": ["list:users", "read:servers", "start:servers", "delete:servers"],
     "services": [NAME],
 }
 
 
-def service(hutch: Hutch) -> dict[str, Any]:
+def service(config_file: Path) -> dict[str, Any]:
     """An entry for c.JupyterHub.services."""
     return {
         "name": NAME,
         "command": [sys.executable, "-m", "hub.steward"],
-        "environment": {CONFIG_VARIABLE: str(config_path())},
+        "environment": {CONFIG_VARIABLE: str(config_file)},
         "display": False,
     }

@@ -45,12 +45,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     port, ports = free_port(), [free_port() for _ in range(4)]
     config = (REPOSITORY / "jupyterhub_config.py").read_text().replace('"http://localhost:8000"', f'"http://localhost:{port}"', 1)
     config = config.replace(
-        "hub.install(c, folder)",
+        "hub.install(c, Path(__file__))",
         f"""c.JupyterHub.hub_port = {ports[0]}
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{ports[1]}"
 c.ConfigurableHTTPProxy.command = [{str(REPOSITORY / "node_modules/.bin/configurable-http-proxy")!r}]
 c.Hutch.portal_port = {ports[2]}
-hub.install(c, folder)""",
+hub.install(c, Path(__file__))""",
     )
     (folder / "jupyterhub_config.py").write_text(config)
     environment = {**os.environ, "HUTCH_CONFIG": str(folder / "jupyterhub_config.py"), "PYTHONPATH": str(REPOSITORY)}

@@ -125,7 +125,7 @@ c.JupyterHub.bind_url = "http://{host}:{port}"
 c.JupyterHub.hub_port = {hub_port}
 c.Hutch.portal_port = {portal_port}
 {more}
-hub.install(c, Path(__file__).parent)
+hub.install(c, Path(__file__))
 """
 
 
