@@ -9,7 +9,8 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from ..access import Action, Person, PlanOffer, may_act, may_launch
+from ..access import Action, Person, PlanOffer, may_act, may_launch, may_own_another
+from ..database.engine import take_turn
 from ..database.tables import Instance, Intent, IntentKind, Outcome
 from ..errors import HutchError
 from ..instances import conclude, intend, launch_seconds, mark_deleted, restore
@@ -177,7 +178,7 @@ async def delete(desk: AtDesk, name: str) -> RedirectResponse:
     try:
         await desk.hub.stop(desk.visitor.login, desk.visitor.token, name, remove=True)
     except HutchError:
-        await desk.run(_restore, desk, instance.id)
+        await desk.run(_unmark, desk, instance.id)
         raise
     desk.log("delete-asked", server=name, instance=instance.id)
     return desk.go()
@@ -194,10 +195,21 @@ async def restore_deleted(desk: AtDesk, instance_id: str) -> Response:
 
 
 def _restore(session: Session, desk: Desk, instance_id: str) -> None:
+    """Raises ValueError, with words for people, when it is too late or there is no room."""
+    take_turn(session)  # a launch at the same time must not take the same room
     instance = session.get(Instance, instance_id)
     if instance is None or not may_act(desk.person, Action.DELETE, instance.owner_id) or instance.deleted_at is None:
         raise HTTPException(404)
+    if instance.owner_id == desk.person.id:
+        room = may_own_another(desk.person, count_owned(session, desk.person.id))
+        if not room:
+            raise ValueError(room.reason)
     restore(session, instance, desk.visitor.login)
+
+
+def _unmark(session: Session, desk: Desk, instance_id: str) -> None:
+    """Takes back a deletion of which nothing came: it stays within the room that it had."""
+    restore(session, session.get_one(Instance, instance_id), desk.visitor.login)
 
 
 def _grace(desk: Desk) -> timedelta:

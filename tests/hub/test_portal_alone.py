@@ -1,0 +1,122 @@
+"""The portal inside the test's own process, with a hub that the test plays: what a hub that runs would hide."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import httpx
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography.fernet import Fernet
+from sqlalchemy.orm import Session
+
+from hub.configuration import Hutch
+from hub.database.engine import open_database, sessions, upgrade
+from hub.database.tables import Instance, Plan, User
+from hub.instances import create, mark_deleted
+from hub.portal.app import create_app
+
+BASE = "/services/portal/"
+OURS = {"Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.fixture
+async def played_hub(monkeypatch) -> AsyncIterator[TestServer]:
+    """Knows Ann, of whom nothing runs, and cannot stop anything."""
+
+    async def who(_request: web.Request) -> web.Response:
+        return web.json_response({"name": "ann", "kind": "user", "groups": [], "scopes": ["access:services!service=portal"]})
+
+    async def ann(_request: web.Request) -> web.Response:
+        return web.json_response({"name": "ann", "servers": {}})
+
+    async def cannot(_request: web.Request) -> web.Response:
+        return web.json_response({"message": "The hub is not well."}, status=500)
+
+    app = web.Application()
+    app.router.add_get("/hub/api/user", who)
+    app.router.add_get("/hub/api/users/ann", ann)
+    app.router.add_delete("/hub/api/users/ann/servers/films", cannot)
+    async with TestServer(app) as server:
+        for name, value in {
+            "API_TOKEN": "service",
+            "API_URL": str(server.make_url("/hub/api")),
+            "CLIENT_ID": "service-portal",
+            "SERVICE_PREFIX": BASE,
+            "SERVICE_NAME": "portal",
+        }.items():
+            monkeypatch.setenv(f"JUPYTERHUB_{name}", value)
+        yield server
+
+
+@dataclass
+class Alone:
+    """Ann's browser, and the database behind the portal."""
+
+    browser: httpx.AsyncClient
+    session: Session
+
+    def instance(self, name: str, *, marked: bool = False) -> Instance:
+        instance = create(
+            self.session,
+            owner_id="1",
+            server_name=name,
+            display_name=name,
+            plan_id="notebook",
+            experiment_ids=[],
+            lifetime=timedelta(days=1),
+        )
+        if marked:
+            mark_deleted(self.session, instance, "ann", "", timedelta(days=7))
+        self.session.commit()
+        return instance
+
+    async def submit(self, path: str) -> httpx.Response:
+        return await self.browser.post(path, headers=OURS)
+
+
+@pytest.fixture
+async def alone(tmp_path, played_hub) -> AsyncIterator[Alone]:
+    engine = open_database(f"sqlite:///{tmp_path / 'hutch.sqlite'}")
+    upgrade(engine)
+    with sessions(engine)() as session:
+        session.add(User(id="1", login="ann", given_name="Ann", family_name="L"))
+        session.add(Plan(id="notebook", name="Notebook", image="i", flavor="f", cores=1, memory_mb=1))
+        session.commit()
+        portal = create_app(Hutch(state_dir=str(tmp_path)))
+        cookie = {"hutch-portal": Fernet((tmp_path / "portal.key").read_bytes()).encrypt(b"token").decode()}
+        app = portal._app
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(portal), base_url=f"http://portal{BASE}", cookies=cookie) as browser,
+        ):
+            yield Alone(browser, session)
+
+
+# --- the quota
+
+
+async def test_what_was_deleted_comes_back_only_where_there_is_room(alone):
+    deleted = alone.instance("films", marked=True)
+    alone.instance("one")
+    alone.instance("two")
+    answer = await alone.submit(f"deleted/{deleted.id}/restore")
+    assert answer.status_code == 409
+    assert "You have 2 of at most 2 instances." in answer.text
+    alone.session.refresh(deleted)
+    assert deleted.deleted_at is not None
+
+
+async def test_a_deletion_that_the_hub_fails_is_taken_back_where_there_is_no_room(alone):
+    kept = alone.instance("films")
+    alone.instance("one")
+    alone.instance("two")
+    alone.instance("three")
+    answer = await alone.submit("instances/films/delete")
+    assert (answer.status_code, "The hub is not well." in answer.text) == (409, True)
+    alone.session.refresh(kept)
+    assert [intent.kind for intent in kept.intents] == ["delete", "restore"]
+    assert kept.deleted_at is None
