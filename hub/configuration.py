@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from datetime import timedelta
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
@@ -119,6 +120,11 @@ class Hutch(Configurable):
     @default("database_url")
     def _database_url(self) -> str:
         return f"sqlite:///{Path(self.state_dir).absolute() / 'hutch.sqlite'}"
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        """None: without end."""
+        return timedelta(days=self.lifetime_days) if self.lifetime_days else None
 
     @validate("lifetime_days", "delete_grace_days", "steward_interval_seconds")
     def _finite(self, proposal: dict) -> float:

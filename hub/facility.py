@@ -43,8 +43,8 @@ class Facility:
         return deployment_id(self.engine)
 
     @property
-    def lifetime(self) -> timedelta:
-        return timedelta(days=self.hutch.lifetime_days)
+    def lifetime(self) -> timedelta | None:
+        return self.hutch.lifetime
 
     @property
     def delete_grace(self) -> timedelta:

@@ -69,10 +69,15 @@ def create(
     display_name: str,
     plan_id: str,
     experiment_ids: Sequence[str],
-    lifetime: timedelta,
+    lifetime: timedelta | None,
 ) -> Instance:
+    """lifetime: None for an instance without end."""
     instance = Instance(
-        owner_id=owner_id, server_name=server_name, display_name=display_name, plan_id=plan_id, ends_at=now() + lifetime
+        owner_id=owner_id,
+        server_name=server_name,
+        display_name=display_name,
+        plan_id=plan_id,
+        ends_at=now() + lifetime if lifetime else None,
     )
     session.add(instance)
     session.flush()

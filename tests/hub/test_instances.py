@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from hub import instances
+from hub.configuration import Hutch
 from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import Instance, Intent, IntentKind, Outcome, Plan, User, now
 from hub.instances import State, in_force, state_of
@@ -77,9 +78,18 @@ def instance(session: Session) -> Instance:
     return create(session)
 
 
-def create(session: Session, name: str = "films") -> Instance:
-    plan = {"plan_id": "notebook", "experiment_ids": [], "lifetime": timedelta(days=14)}
+def create(session: Session, name: str = "films", lifetime: timedelta | None = timedelta(days=14)) -> Instance:
+    plan = {"plan_id": "notebook", "experiment_ids": [], "lifetime": lifetime}
     return instances.create(session, owner_id="1", server_name=name, display_name="Films", **plan)
+
+
+@pytest.mark.parametrize(("days", "ends"), [(14, True), (0.5, True), (0, False)])
+def test_an_instance_ends_when_its_lifetime_is_over_and_never_without_one(session, days, ends):
+    instance = create(session, lifetime=Hutch(lifetime_days=days).lifetime)
+    if ends:
+        assert abs(instance.ends_at - now() - timedelta(days=days)) < timedelta(minutes=5)
+    else:
+        assert instance.ends_at is None
 
 
 def test_what_is_wanted_later_overtakes_what_is_not_done_yet(session, instance):
