@@ -44,7 +44,8 @@ c.OpenStackSpawner.slow_listing_seconds = 0.5
 c.OpenStackSpawner.stop_timeout_seconds = 20
 c.Spawner.poll_interval = 1
 c.Spawner.http_timeout = 5
-c.JupyterHub.tornado_settings = {{"slow_stop_timeout": 0.3}}
+# on a busy machine a refusal takes longer, and would be told as the progress of a launch
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 1.0, "slow_stop_timeout": 0.3}}
 {more}
 hub.install(c, Path({folder!r}) / "jupyterhub_config.py")
 """
