@@ -163,10 +163,12 @@ def mark_deleted(session: Session, instance: Instance, actor: str, reason: str, 
     instance.purge_at = instance.deleted_at + grace
 
 
-def restore(session: Session, instance: Instance, actor: str) -> None:
-    """Takes the mark back. Raises ValueError when it is too late or the name is taken again."""
-    if instance.purged_at is not None:
-        raise ValueError(f"{instance.display_name} was deleted for good on {instance.purged_at:%d %B %Y}.")
+def restore(session: Session, instance: Instance, actor: str, lifetime: timedelta | None) -> None:
+    """Takes the mark back, for another lifetime at least. Raises ValueError when it is too late or the name is taken again."""
+    # the steward may be deleting the server without having written it down yet
+    gone_at = instance.purged_at or instance.purge_at
+    if gone_at and gone_at <= now():
+        raise ValueError(f"{instance.display_name} was deleted for good on {gone_at:%d %B %Y}.")
     taken = session.scalar(
         select(Instance.id).where(
             Instance.owner_id == instance.owner_id, Instance.server_name == instance.server_name, Instance.deleted_at.is_(None)
@@ -175,6 +177,7 @@ def restore(session: Session, instance: Instance, actor: str) -> None:
     if taken is not None:
         raise ValueError(f"There is a newer instance with the name {instance.server_name}: delete or rename it first.")
     instance.deleted_at = instance.purge_at = None
+    instance.ends_at = max(instance.ends_at, now() + lifetime) if instance.ends_at and lifetime else None
     conclude(session, intend(session, instance.id, IntentKind.RESTORE, actor), Outcome.DONE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -204,12 +205,13 @@ def _restore(session: Session, desk: Desk, instance_id: str) -> None:
         room = may_own_another(desk.person, count_owned(session, desk.person.id))
         if not room:
             raise ValueError(room.reason)
-    restore(session, instance, desk.visitor.login)
+    restore(session, instance, desk.visitor.login, desk.hutch.lifetime)
 
 
 def _unmark(session: Session, desk: Desk, instance_id: str) -> None:
     """Takes back a deletion of which nothing came: it stays within the room that it had."""
-    restore(session, session.get_one(Instance, instance_id), desk.visitor.login)
+    with suppress(ValueError):  # without a grace it is too late at once, and the steward goes on with it
+        restore(session, session.get_one(Instance, instance_id), desk.visitor.login, desk.hutch.lifetime)
 
 
 def _grace(desk: Desk) -> timedelta:

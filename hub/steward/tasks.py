@@ -44,7 +44,10 @@ async def purge(facility: Facility, cloud: Cloud) -> None:
 
 
 def _purged(session: Session, instance_id: str) -> None:
-    session.get_one(Instance, instance_id).purged_at = now()
+    instance = session.get_one(Instance, instance_id)
+    if instance.deleted_at is None:
+        return
+    instance.purged_at = now()
     intent = instances.latest_intent(session, instance_id)
     if intent and intent.kind == IntentKind.DELETE and intent.outcome is None:
         instances.conclude(session, intent, Outcome.DONE)

@@ -12,8 +12,10 @@ from hub.configuration import Hutch
 from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import Instance, Intent, IntentKind, Outcome, Plan, User, now
 from hub.instances import State, in_force, state_of
+from hub.steward import tasks
 
 LAUNCH, STOP, DELETE, RESTORE = IntentKind.LAUNCH, IntentKind.STOP, IntentKind.DELETE, IntentKind.RESTORE
+LIFETIME = timedelta(days=14)
 DONE, FAILED, CANCELLED = Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED
 
 
@@ -78,7 +80,7 @@ def instance(session: Session) -> Instance:
     return create(session)
 
 
-def create(session: Session, name: str = "films", lifetime: timedelta | None = timedelta(days=14)) -> Instance:
+def create(session: Session, name: str = "films", lifetime: timedelta | None = LIFETIME) -> Instance:
     plan = {"plan_id": "notebook", "experiment_ids": [], "lifetime": lifetime}
     return instances.create(session, owner_id="1", server_name=name, display_name="Films", **plan)
 
@@ -126,18 +128,47 @@ def test_what_is_due_is_what_was_marked_long_enough_ago(session, instance):
 
 def test_a_restored_instance_is_as_before(session, instance):
     instances.mark_deleted(session, instance, "ann", "", timedelta(days=7))
-    instances.restore(session, instance, "ann")
+    instances.restore(session, instance, "ann", LIFETIME)
     session.flush()
     assert (instance.deleted_at, instance.purge_at) == (None, None)
     assert state_of(instances.latest_intent(session, instance.id)) is State.STOPPED
     assert instances.due_for_purge(session, now() + timedelta(days=8)) == []
 
 
-def test_what_is_gone_cannot_be_restored(session, instance):
+@pytest.mark.parametrize(
+    ("lifetime", "ended", "ends"),
+    [
+        pytest.param(LIFETIME, timedelta(days=-1), LIFETIME, id="over"),
+        pytest.param(LIFETIME, timedelta(days=1), LIFETIME, id="nearly-over"),
+        pytest.param(LIFETIME, timedelta(days=30), timedelta(days=30), id="longer-than-a-new-one"),
+        pytest.param(None, timedelta(days=-1), None, id="no-end-any-more"),
+        pytest.param(LIFETIME, None, None, id="never-had-an-end"),
+    ],
+)
+def test_a_restored_instance_has_a_lifetime_before_it(session, instance, lifetime, ended, ends):
+    began = now()
+    instance.ends_at = ended and began + ended
     instances.mark_deleted(session, instance, "ann", "", timedelta(days=7))
-    instance.purged_at = now()
+    instances.restore(session, instance, "ann", lifetime)
+    if ends:
+        assert began + ends <= instance.ends_at <= now() + ends
+    else:
+        assert instance.ends_at is None
+
+
+@pytest.mark.parametrize("purged", [True, False], ids=["gone", "about-to-go"])
+def test_what_is_gone_cannot_be_restored(session, instance, purged):
+    instances.mark_deleted(session, instance, "ann", "", timedelta(days=7) if purged else timedelta(0))
+    instance.purged_at = now() if purged else None
     with pytest.raises(ValueError, match="Films was deleted for good on"):
-        instances.restore(session, instance, "ann")
+        instances.restore(session, instance, "ann", LIFETIME)
+
+
+def test_what_was_restored_while_its_server_went_does_not_count_as_purged(session, instance):
+    instances.mark_deleted(session, instance, "ann", "", timedelta(days=7))
+    instances.restore(session, instance, "ann", LIFETIME)
+    tasks._purged(session, instance.id)
+    assert instance.purged_at is None
 
 
 def test_a_name_that_is_taken_again_cannot_be_restored(session, instance):
@@ -145,7 +176,7 @@ def test_a_name_that_is_taken_again_cannot_be_restored(session, instance):
     session.flush()
     create(session)
     with pytest.raises(ValueError, match="There is a newer instance with the name films"):
-        instances.restore(session, instance, "ann")
+        instances.restore(session, instance, "ann", LIFETIME)
 
 
 def test_a_launch_takes_as_long_as_the_last_ones_did(session, instance):

@@ -90,7 +90,7 @@ def test_an_instance_without_anything_in_the_cloud_is_purged(hub):
 
 def test_an_instance_that_was_restored_stays_and_starts(hub):
     visitor, instance = deleted(hub)
-    hub.change(lambda session: instances.restore(session, session.get_one(Instance, instance.id), visitor.login))
+    hub.change(lambda session: instances.restore(session, session.get_one(Instance, instance.id), visitor.login, None))
     other, due = deleted(hub)
     make_due(hub, due)
     until(lambda: hub.instance(other).purged_at, "the steward has passed by")
