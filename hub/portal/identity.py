@@ -8,7 +8,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode, urlsplit
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -21,7 +21,6 @@ from ..errors import HutchError
 from .hub_api import ANSWER_SECONDS, HubUnreachable, SignInNeeded
 
 COOKIE = "hutch-portal"
-STATE_COOKIE = "hutch-portal-state"
 STATE_SECONDS = 600
 # how long a token that the hub has revoked may still be believed
 CACHE_SECONDS = 5
@@ -45,10 +44,15 @@ class Identity:
     def __init__(self, key_file: Path) -> None:
         self.auth = HubOAuth(cache_max_age=CACHE_SECONDS)
         self._fernet = Fernet(_key(key_file))
-        self._secure = urlsplit(os.environ.get("JUPYTERHUB_PUBLIC_URL", "")).scheme == "https"
+        public = urlsplit(os.environ.get("JUPYTERHUB_PUBLIC_URL", ""))
+        self._secure = public.scheme == "https"
+        # a notebook's host can set cookies for this one too, but none with the prefix. That takes the path "/", which on a
+        # host shared with the hub and with notebooks would hand the cookies to all of them
+        self._host_only = self._secure and public.netloc != urlsplit(self.auth.hub_host).netloc
+        self._cookie = f"__Host-{COOKIE}" if self._host_only else COOKIE
 
     async def visitor(self, request: Request) -> Visitor:
-        token = self._opened(request.cookies.get(COOKIE))
+        token = self._opened(request.cookies.get(self._cookie))
         if not token:
             raise SignInNeeded
         try:
@@ -69,13 +73,13 @@ class Identity:
         query = urlencode({"state": state, "code_challenge": challenge, "code_challenge_method": method})
         answer = RedirectResponse(f"{self.auth.login_url}&{query}", status_code=302)
         kept = json.dumps({"state": state, "verifier": verifier, "next": next_path})
-        self._keep(answer, _state_cookie(state), kept, path=self._callback_path, max_age=STATE_SECONDS)
+        self._keep(answer, self._state_cookie(state), kept, path=self._callback_path, max_age=STATE_SECONDS)
         return answer
 
     async def come_back(self, request: Request) -> Response:
         """The hub sends the browser back here, with a code for a token."""
         state, code = request.query_params.get("state", ""), request.query_params.get("code", "")
-        kept = json.loads(self._opened(request.cookies.get(_state_cookie(state)), STATE_SECONDS) or "{}")
+        kept = json.loads(self._opened(request.cookies.get(self._state_cookie(state)), STATE_SECONDS) or "{}")
         if not (state and code and kept.get("state") == state):
             raise SignInNeeded
         try:
@@ -84,34 +88,39 @@ class Identity:
         except (HTTPError, TimeoutError) as error:
             raise HubUnreachable(f"The hub gave no token: {error}") from error
         answer = RedirectResponse(kept["next"], status_code=302)
-        self._keep(answer, COOKIE, token, path=self.auth.base_url)
-        answer.delete_cookie(_state_cookie(state), path=self._callback_path)
+        self._keep(answer, self._cookie, token, path=self.auth.base_url)
+        self._forget(answer, self._state_cookie(state), path=self._callback_path)
         return answer
 
     def sign_out(self, hub: str) -> Response:
         """Forgets the token, and goes on to the hub, which ends its session and the tokens that belong to it."""
         answer = RedirectResponse(f"{hub}logout", status_code=302)
-        answer.delete_cookie(COOKIE, path=self.auth.base_url)
+        self._forget(answer, self._cookie, path=self.auth.base_url)
         return answer
 
     @property
     def _callback_path(self) -> str:
         return urlsplit(self.auth.oauth_redirect_uri).path
 
-    def _keep(self, answer: Response, name: str, value: str, **options: Any) -> None:
+    def _state_cookie(self, state: str) -> str:
+        """One cookie for each sign-in that is under way, as people open several pages at once."""
+        return f"{self._cookie}-state-{state[:8]}"
+
+    def _keep(self, answer: Response, name: str, value: str, *, path: str, max_age: int | None = None) -> None:
         sealed = self._fernet.encrypt(value.encode()).decode()
-        answer.set_cookie(name, sealed, httponly=True, samesite="lax", secure=self._secure, **options)
+        answer.set_cookie(name, sealed, max_age, path=self._path(path), secure=self._secure, httponly=True, samesite="lax")
+
+    def _forget(self, answer: Response, name: str, *, path: str) -> None:
+        answer.delete_cookie(name, path=self._path(path), secure=self._secure, httponly=True, samesite="lax")
+
+    def _path(self, path: str) -> str:
+        return "/" if self._host_only else path
 
     def _opened(self, sealed: str | None, seconds: int | None = None) -> str:
         try:
             return self._fernet.decrypt((sealed or "").encode(), ttl=seconds).decode()
         except InvalidToken:
             return ""
-
-
-def _state_cookie(state: str) -> str:
-    """One cookie for each sign-in that is under way, as people open several pages at once."""
-    return f"{STATE_COOKIE}-{state[:8]}"
 
 
 def _key(file: Path) -> bytes:

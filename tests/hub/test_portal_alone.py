@@ -18,8 +18,10 @@ from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import Instance, Plan, User
 from hub.instances import create, mark_deleted
 from hub.portal.app import create_app
+from hub.portal.identity import Identity
 
 BASE = "/services/portal/"
+CALLBACK = f"{BASE}oauth_callback"
 OURS = {"Sec-Fetch-Site": "same-origin"}
 
 
@@ -45,6 +47,8 @@ async def played_hub(monkeypatch) -> AsyncIterator[TestServer]:
             "API_TOKEN": "service",
             "API_URL": str(server.make_url("/hub/api")),
             "CLIENT_ID": "service-portal",
+            "OAUTH_CALLBACK_URL": CALLBACK,
+            "HOST": "https://hub.example",
             "SERVICE_PREFIX": BASE,
             "SERVICE_NAME": "portal",
         }.items():
@@ -94,6 +98,40 @@ async def alone(tmp_path, played_hub) -> AsyncIterator[Alone]:
             httpx.AsyncClient(transport=httpx.ASGITransport(portal), base_url=f"http://portal{BASE}", cookies=cookie) as browser,
         ):
             yield Alone(browser, session)
+
+
+# --- cookies
+
+
+@pytest.mark.parametrize(
+    ("public_url", "name", "path", "secure"),
+    [
+        ("https://portal--service.hub.example/services/portal/", "__Host-hutch-portal", "/", True),
+        ("https://hub.example/services/portal/", "hutch-portal", CALLBACK, True),
+        ("http://portal--service.hub.example/services/portal/", "hutch-portal", CALLBACK, False),
+    ],
+    ids=["own-host", "host-shared-with-notebooks", "plain-http"],
+)
+async def test_cookies_cannot_be_set_by_a_neighbour(played_hub, tmp_path, monkeypatch, public_url, name, path, secure):
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", public_url)
+    identity = Identity(tmp_path / "portal.key")
+    kept, forgotten = identity.send_to_sign_in(BASE), identity.sign_out("https://hub.example/hub/")
+    for answer, begin in (kept, f"{name}-state-"), (forgotten, f"{name}="):
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith(begin)
+        assert ("Secure" in cookie, "Domain" in cookie) == (secure, False)
+    assert f"Path={path};" in kept.headers["set-cookie"]
+
+
+async def test_a_cookie_that_a_neighbour_could_have_set_is_not_read(alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://portal--service.hub.example/services/portal/")
+    portal = httpx.ASGITransport(create_app(Hutch(state_dir=str(tmp_path))))
+    sealed = alone.browser.cookies["hutch-portal"]
+    async with httpx.AsyncClient(transport=portal, base_url=f"https://portal{BASE}") as browser:
+        answers = [
+            await browser.get("new", headers={"Cookie": f"{name}={sealed}"}) for name in ("hutch-portal", "__Host-hutch-portal")
+        ]
+    assert [answer.status_code for answer in answers] == [302, 200]
 
 
 # --- the quota
