@@ -51,7 +51,12 @@ class Pages:
 
         login = getattr(request.state, "login", None)
         return self._environment.get_template(template).render(
-            asset=asset, login=login, path=request.url.path.removeprefix(self.base), now=datetime.now(UTC), **context
+            asset=asset,
+            login=login,
+            method=request.method,
+            path=request.url.path.removeprefix(self.base),
+            now=datetime.now(UTC),
+            **context,
         )
 
 

@@ -134,6 +134,21 @@ async def test_a_cookie_that_a_neighbour_could_have_set_is_not_read(alone, tmp_p
     assert [answer.status_code for answer in answers] == [302, 200]
 
 
+# --- a hub that goes away
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "refresh"),
+    [("GET", "new?search=films", "10"), ("POST", "instances/films/stop", f"10; url={BASE}")],
+    ids=["read-again", "never-sent-again"],
+)
+async def test_what_could_not_be_asked_of_the_hub_is_tried_again_where_that_does_no_harm(alone, played_hub, method, path, refresh):
+    await played_hub.close()
+    answer = await alone.browser.request(method, path, headers=OURS)
+    assert answer.status_code == 503
+    assert f'<meta http-equiv="refresh" content="{refresh}">' in answer.text
+
+
 # --- the quota
 
 
