@@ -13,6 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from sqlalchemy.orm import Session
 
 from ..access import Action
+from ..database.tables import now
 from ..instances import State, expected_seconds
 from . import views
 from .desk import AtDesk, Desk
@@ -47,6 +48,7 @@ async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> d
     """What the page shows. A launch that the hub has only just accepted may have no row yet."""
     servers = await desk.servers()
     server = servers.get(name)
+    at = now()  # a stream of events goes on long after its request began
 
     def found(session: Session) -> dict:
         try:
@@ -56,9 +58,9 @@ async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> d
                 raise
             return {"card": views.unrecorded(name, server, launch), "launch": launch or views.Launch(), "history": []}
         return {
-            "card": views.card(row, server, desk.person, desk.at, launch),
-            "launch": launch or views.launch_under_way(row.intents, desk.at, expected_seconds(session, row.plan_id)),
-            "history": views.history(row.events, desk.person, desk.at),
+            "card": views.card(row, server, desk.person, at, launch),
+            "launch": launch or views.launch_under_way(row.intents, at, expected_seconds(session, row.plan_id)),
+            "history": views.history(row.events, desk.person, at),
         }
 
     return await desk.run(found)

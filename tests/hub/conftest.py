@@ -37,6 +37,8 @@ PASSWORD = "rehearsal"
 START_SECONDS = 60
 
 CONFIG = """
+from pathlib import Path
+
 from hub.configuration import Hutch
 from hub.portal.service import USER_SCOPES, address, service
 
@@ -58,7 +60,7 @@ c.SharedPasswordAuthenticator.user_password = {password!r}
 c.Authenticator.allow_all = True
 c.JupyterHub.spawner_class = "rehearsal.RehearsalSpawner"
 c.JupyterHub.extra_user_scopes = set(USER_SCOPES)
-c.JupyterHub.services = [service(Hutch(config=c))]
+c.JupyterHub.services = [service(Hutch(config=c), Path({config!r}))]
 c.JupyterHub.template_paths = [{templates!r}]
 c.JupyterHub.template_vars = {{
     "portal_url": address(c.JupyterHub.subdomain_host), "contact": c.Hutch.contact, "facility_name": c.Hutch.facility_name,
@@ -167,7 +169,7 @@ def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub
     names = dict(zip(("port", "hub_port", "proxy_port", "portal_port"), ports, strict=True))
     config = folder / "jupyterhub_config.py"
     templates = str(ROOT / "hub" / "templates")
-    config.write_text(CONFIG.format(state_dir=str(folder), password=PASSWORD, templates=templates, **names))
+    config.write_text(CONFIG.format(state_dir=str(folder), password=PASSWORD, templates=templates, config=str(config), **names))
     hub = RunningHub(folder, ports[0], None, folder / "hub.log")  # type: ignore[arg-type]
     _furnish(hub)
 
@@ -206,6 +208,7 @@ def _furnish(hub: RunningHub) -> None:
             "quick": ("Notebook", 2, 8192, []),
             "held": ("X-ray desktop", 8, 32768, []),
             "fails": ("Large memory", 16, 262144, []),
+            "dies": ("Old desktop", 8, 32768, []),
             "refused": ("Closed", 2, 8192, []),
             "gpu": ("GPU", 8, 65536, ["ID11"]),
         }

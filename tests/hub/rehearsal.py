@@ -2,7 +2,8 @@
 
 It writes intents and events as a hub with real launches does, tells the same stages, and answers as a notebook would.
 What happens is chosen by the plan: "quick" is ready at once, "held" waits at its boot until the file `release` exists,
-"fails" fails there, "refused" is refused before anything is written, "crash" fails without a word.
+"fails" fails there at once, "dies" when that file exists, "refused" is refused before anything is written, "crash" fails
+without a word.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ class RehearsalSpawner(Spawner):
             return intend(session, instance.id, IntentKind.LAUNCH, self.user.name).id, instance.plan_id
 
     async def boot(self, plan_id: str) -> None:
-        if plan_id == "held":
+        if plan_id in ("held", "dies"):
             while not RELEASE.exists():  # noqa: ASYNC110 (the test is another process)
                 await asyncio.sleep(0.05)
-        if plan_id == "fails":
+        if plan_id in ("fails", "dies"):
             self.tell("boot", "failed")
             detail = "500 No valid host was found.\n--- console ---\nKernel panic - not syncing"
             self.end(Outcome.FAILED, stage="boot", message="The server did not boot.", detail=detail)

@@ -253,6 +253,18 @@ def test_a_launch_that_fails_says_why_and_what_can_be_done(running_hub, browser,
     assert "No valid host" not in page.text, "the cloud's own words are for staff"
 
 
+def test_the_end_of_a_launch_is_told_at_the_time_at_which_it_comes(running_hub, browser, person):
+    launch(browser, person, "dies")
+    with browser.stream("GET", "instances/my-films/progress", headers={"Accept": "text/event-stream"}) as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if "Booting" in line)
+        running_hub.release.touch()
+        end = "\n".join(lines).partition("event: done")[2]
+    assert "Launch failed" in end
+    assert "just now" in end
+    assert "in a moment" not in end
+
+
 def test_a_launch_can_be_cancelled_and_started_again(running_hub, browser, person):
     launch(browser, person, "held")
     page = browser.submit("instances/my-films/stop")
