@@ -95,10 +95,12 @@ async def _with_ticks(events: AsyncIterator[dict]) -> AsyncIterator[dict | None]
     queue: asyncio.Queue[dict | None] = asyncio.Queue()
 
     async def read() -> None:
-        with suppress(HubUnreachable):
-            async for event in events:
-                queue.put_nowait(event)
-        queue.put_nowait(None)
+        try:
+            with suppress(HubUnreachable):
+                async for event in events:
+                    queue.put_nowait(event)
+        finally:
+            queue.put_nowait(None)
 
     reading = asyncio.create_task(read())
     try:
@@ -109,6 +111,7 @@ async def _with_ticks(events: AsyncIterator[dict]) -> AsyncIterator[dict | None]
                 yield None
                 continue
             if event is None:
+                await reading  # raises what was not expected
                 return
             yield event
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,11 +18,13 @@ from hub.configuration import Hutch
 from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import Instance, Plan, User
 from hub.instances import create, mark_deleted
+from hub.portal import launches
 from hub.portal.app import create_app
 from hub.portal.identity import Identity
 
 BASE = "/services/portal/"
 CALLBACK = f"{BASE}oauth_callback"
+PATIENCE_SECONDS = 10
 OURS = {"Sec-Fetch-Site": "same-origin"}
 
 
@@ -147,6 +150,21 @@ async def test_what_could_not_be_asked_of_the_hub_is_tried_again_where_that_does
     answer = await alone.browser.request(method, path, headers=OURS)
     assert answer.status_code == 503
     assert f'<meta http-equiv="refresh" content="{refresh}">' in answer.text
+
+
+async def test_a_hub_that_says_what_nobody_expects_ends_the_telling(monkeypatch):
+    monkeypatch.setattr(launches, "TICK_SECONDS", 0.01)
+
+    async def events() -> AsyncIterator[dict]:
+        yield {"stage": "boot"}
+        raise ValueError("this is no JSON")
+
+    told = []
+    with pytest.raises(ValueError, match="no JSON"):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async for event in launches._with_ticks(events()):
+                told.append(event)
+    assert told == [{"stage": "boot"}]
 
 
 # --- the quota
