@@ -32,7 +32,7 @@ async def instance(desk: AtDesk, name: str, open: str = "") -> Response:
     The page does that itself: a browser that comes here from a form refuses to be sent on to another host.
     """
     shown = await _shown(desk, name)
-    return desk.page("instance.html", **shown, go_on=bool(open and shown["card"].notebook_url))
+    return desk.page("instance.html", **shown, go_on=bool(open and shown["card"].notebook_url), just_ended=False)
 
 
 @routes.get("/instances/{name}/progress")
@@ -87,7 +87,7 @@ async def _told(desk: Desk, name: str, launch: views.Launch) -> AsyncIterator[st
     with suppress(HubUnreachable):
         shown = await _shown(desk, name, launch)
         go_on = shown["card"].state is State.RUNNING
-        yield _sse("done", desk.fragment("parts/live.html", **shown, go_on=go_on))
+        yield _sse("done", desk.fragment("parts/live.html", **shown, go_on=go_on, just_ended=True))
 
 
 async def _with_ticks(events: AsyncIterator[dict]) -> AsyncIterator[dict | None]:

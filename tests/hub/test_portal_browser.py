@@ -100,6 +100,17 @@ def test_a_failed_launch_is_shown_where_it_was_followed(running_hub, page, perso
     expect(page.get_by_role("link", name="Choose another plan")).to_be_visible()
 
 
+def test_a_launch_that_fails_while_it_is_followed_is_said_aloud_once(running_hub, page, person):
+    page.goto(f"{running_hub.portal}new?experiment={person}-0&plan=dies")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.get_by_role("status").first).to_have_text("Booting")
+    running_hub.release.touch()
+    expect(page.get_by_role("alert").get_by_text("The server did not boot.")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("The server did not boot.").first).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_the_search_filters_while_one_types_and_choices_stay(running_hub, page, person):
     page.goto(f"{running_hub.portal}new")
     page.get_by_label("Batteries at work").check()
