@@ -6,13 +6,13 @@ killed half-way, the steward, an operator) can read what was wanted, by whom, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from statistics import median
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select
+from sqlalchemy import ColumnElement, insert, select
 from sqlalchemy.orm import Session
 
 from .database.tables import (
@@ -29,6 +29,9 @@ from .database.tables import (
 
 if TYPE_CHECKING:
     from spawner.launch import StageEvent
+
+# launches of all plans together that count for what one can expect: the history grows for ever, the form is asked for at each key
+LATELY = 2000
 
 
 class State(StrEnum):
@@ -146,6 +149,22 @@ def latest_intent(session: Session, instance_id: str) -> Intent | None:
     return session.scalar(select(Intent).where(Intent.instance_id == instance_id).order_by(Intent.id.desc()).limit(1))
 
 
+def counting() -> ColumnElement[bool]:
+    """The same as `in_force`, for queries: intents that were carried out or still are, and every launch."""
+    called_off = Intent.outcome.in_([Outcome.FAILED, Outcome.CANCELLED])
+    return (Intent.kind == IntentKind.LAUNCH) | Intent.outcome.is_(None) | ~called_off
+
+
+def current_intent(session: Session, instance_id: str) -> Intent | None:
+    return session.scalar(select(Intent).where(Intent.instance_id == instance_id, counting()).order_by(Intent.id.desc()).limit(1))
+
+
+def is_meant_to_run(session: Session, instance_id: str) -> bool:
+    """Its current intent is a launch that neither failed nor was called off."""
+    current = current_intent(session, instance_id)
+    return current is not None and current.kind == IntentKind.LAUNCH and current.outcome in (None, Outcome.DONE)
+
+
 def in_force(intents: Sequence[Intent]) -> Intent | None:
     """The newest intent that counts, of those given oldest first: a stop or a deletion that was not carried out does not."""
     for intent in reversed(intents):
@@ -187,19 +206,30 @@ def due_for_purge(session: Session, at: datetime) -> list[Instance]:
     return list(session.scalars(query))
 
 
-def launch_seconds(session: Session, plan_id: str, last: int = 50) -> list[float]:
-    """How long the last launches of a plan took, newest first, in seconds."""
-    query = (
-        select(InstanceEvent.seconds)
-        .join(Instance, Instance.id == InstanceEvent.instance_id)
-        .where(Instance.plan_id == plan_id, InstanceEvent.kind == "ready", InstanceEvent.seconds.is_not(None))
+def launch_seconds(session: Session, plan_ids: Iterable[str], last: int = 50) -> dict[str, list[float]]:
+    """How long the last launches of each plan took, newest first, in seconds; a plan that was not launched lately has none."""
+    lately = (
+        select(InstanceEvent.id, InstanceEvent.instance_id, InstanceEvent.seconds)
+        .where(InstanceEvent.kind == "ready")
         .order_by(InstanceEvent.id.desc())
-        .limit(last)
+        .limit(LATELY)
+        .subquery()
     )
-    return [seconds for seconds in session.scalars(query) if seconds is not None]
+    query = (
+        select(Instance.plan_id, lately.c.seconds)
+        .join(lately, lately.c.instance_id == Instance.id)
+        .where(Instance.plan_id.in_(list(plan_ids)), lately.c.seconds.is_not(None))
+        .order_by(lately.c.id.desc())
+    )
+    found: dict[str, list[float]] = {}
+    for plan_id, seconds in session.execute(query):
+        of_plan = found.setdefault(plan_id, [])
+        if len(of_plan) < last:
+            of_plan.append(seconds)
+    return found
 
 
 def expected_seconds(session: Session, plan_id: str) -> float | None:
-    """The median of the last launches of a plan; None before its first."""
-    seconds = launch_seconds(session, plan_id)
+    """The median of the last launches of a plan; None when there was none lately."""
+    seconds = launch_seconds(session, [plan_id]).get(plan_id)
     return median(seconds) if seconds else None

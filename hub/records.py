@@ -102,6 +102,17 @@ def count_owned(session: Session, user_id: str) -> int:
     return session.scalar(select(func.count()).where(Instance.owner_id == user_id, Instance.deleted_at.is_(None))) or 0
 
 
+def server_names(session: Session, user_id: str) -> set[str]:
+    """The names that the person's instances hold; those of instances marked for deletion too, so that they can be restored."""
+    return set(session.scalars(select(Instance.server_name).where(Instance.owner_id == user_id, Instance.purged_at.is_(None))))
+
+
+def last_plan(session: Session, user_id: str) -> str:
+    """The plan of the person's newest instance; empty before their first."""
+    query = select(Instance.plan_id).where(Instance.owner_id == user_id).order_by(Instance.created_at.desc()).limit(1)
+    return session.scalar(query) or ""
+
+
 def find_instance(session: Session, login: str, server_name: str) -> Instance | None:
     """The live instance behind a named server of JupyterHub."""
     return session.scalar(

@@ -322,6 +322,9 @@ class InstanceEvent(Base):
 
     instance: Mapped[Instance] = relationship(back_populates="events")
 
+    # the last launches are looked for in the history of all instances
+    __table_args__ = (Index("ix_instance_event_kind_id", "kind", "id"),)
+
 
 class Deployment(Base):
     """One row: the id under which this Hutch marks its servers in the cloud, minted with the database."""

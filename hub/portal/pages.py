@@ -15,7 +15,7 @@ from ..database.engine import take_turn
 from ..database.tables import Instance, Intent, IntentKind, Outcome
 from ..errors import HutchError
 from ..instances import conclude, intend, launch_seconds, mark_deleted, restore
-from ..records import count_owned, experiments_of, find_instance, find_plan, instances_owned, plans_offered
+from ..records import count_owned, experiments_of, find_instance, find_plan, instances_owned, last_plan, plans_offered, server_names
 from . import new_instance, views
 from .desk import AtDesk, Desk
 from .hub_api import HubRefusal
@@ -95,23 +95,21 @@ def _check(session: Session, person: Person, wish: new_instance.Wish, servers) -
     decision = may_launch(person, plan, chosen, owned=count_owned(session, person.id))
     if not chosen and not wish.none and decision:
         return plan, "Choose at least one experiment, or tick “none of them”.", ""
-    # a name is kept for one that was deleted, too, so that it can be restored
-    taken = {row.server_name for row in instances_owned(session, person.id)} | set(servers)
+    taken = server_names(session, person.id) | set(servers)
     return plan, decision.reason, new_instance.free_server_name(wish.name, taken)
 
 
 async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLResponse:
     def offered(session: Session) -> new_instance.Offer:
         visits, plans = experiments_of(session, desk.person.id), plans_offered(session)
-        owned = instances_owned(session, desk.person.id)
         return new_instance.offer(
             new_instance.prefilled(wish, desk.person, visits, desk.at),
             desk.person,
             visits,
             plans,
             owned=count_owned(session, desk.person.id),
-            last_plan=owned[0].plan_id if owned else "",
-            seconds={plan.id: launch_seconds(session, plan.id) for plan in plans},
+            last_plan=last_plan(session, desk.person.id),
+            seconds=launch_seconds(session, [plan.id for plan in plans]),
             at=desk.at,
         )
 

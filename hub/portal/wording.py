@@ -66,7 +66,7 @@ def listed(names: Sequence[str], most: int = 2) -> str:
 def expectation(seconds: Sequence[float]) -> str:
     """What the last launches of a plan let one expect."""
     if not seconds:
-        return "not launched yet, so its time is not known"
+        return "not launched lately, so its time is not known"
     about = f"ready in about {seconds_in_words(median(seconds))}"
     last = "last launch" if len(seconds) == 1 else f"last {len(seconds)} launches"
     if len(seconds) < 5:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from hub import instances
@@ -80,9 +81,9 @@ def instance(session: Session) -> Instance:
     return create(session)
 
 
-def create(session: Session, name: str = "films", lifetime: timedelta | None = LIFETIME) -> Instance:
-    plan = {"plan_id": "notebook", "experiment_ids": [], "lifetime": lifetime}
-    return instances.create(session, owner_id="1", server_name=name, display_name="Films", **plan)
+def create(session: Session, name: str = "films", *, lifetime: timedelta | None = LIFETIME, plan: str = "notebook") -> Instance:
+    fields = {"plan_id": plan, "experiment_ids": [], "lifetime": lifetime}
+    return instances.create(session, owner_id="1", server_name=name, display_name="Films", **fields)
 
 
 @pytest.mark.parametrize(("days", "ends"), [(14, True), (0.5, True), (0, False)])
@@ -188,3 +189,29 @@ def test_a_launch_takes_as_long_as_the_last_ones_did(session, instance):
     session.flush()
     assert instances.expected_seconds(session, "notebook") == 20.0
     assert instances.expected_seconds(session, "another") is None
+
+
+def test_the_last_launches_of_all_plans_are_told_newest_first(session, instance, monkeypatch):
+    monkeypatch.setattr(instances, "LATELY", 4)
+    session.add(Plan(id="desktop", name="Desktop", image="i", flavor="f", cores=1, memory_mb=1))
+    session.flush()
+    other = create(session, "scans", plan="desktop")
+    for one, seconds in (instance, 1.0), (instance, 2.0), (other, 3.0), (instance, 4.0), (instance, 5.0):
+        instances.record_event(session, one.id, "ready", seconds=seconds)
+        session.flush()
+    assert instances.launch_seconds(session, ["notebook", "desktop"]) == {"notebook": [5.0, 4.0, 2.0], "desktop": [3.0]}
+    assert instances.launch_seconds(session, ["notebook", "none"], last=2) == {"notebook": [5.0, 4.0]}
+
+
+def test_the_last_launches_are_found_without_reading_the_whole_history(session):
+    asked = []
+
+    @event.listens_for(session.bind, "before_cursor_execute")
+    def _note(connection, cursor, statement, parameters, context, executemany):
+        asked.append((statement, parameters))
+
+    instances.launch_seconds(session, ["notebook"])
+    ((statement, parameters),) = asked
+    steps = [row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert any("ix_instance_event_kind_id (kind=?)" in step for step in steps)
+    assert not any(step.startswith("SCAN instance") for step in steps), steps

@@ -52,7 +52,7 @@ def test_a_distance_in_time_is_said_in_the_largest_unit_that_fits(distance, word
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        ([], "not launched yet, so its time is not known"),
+        ([], "not launched lately, so its time is not known"),
         ([8.2], "ready in about 8 s (last launch)"),
         ([8, 9, 10], "ready in about 9 s (last 3 launches)"),
         ([*range(1, 20), 60], "ready in about 10 s (last 20 launches: half under 10 s, 19 in 20 under 19 s)"),

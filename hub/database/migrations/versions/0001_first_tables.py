@@ -178,3 +178,4 @@ def instances() -> None:
         sa.Column("seconds", sa.Double()),
         required("message", sa.Text()),
     )
+    op.create_index("ix_instance_event_kind_id", "instance_event", ["kind", "id"])
