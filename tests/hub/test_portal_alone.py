@@ -12,12 +12,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.fernet import Fernet
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from hub.configuration import Hutch
 from hub.database.engine import open_database, sessions, upgrade
-from hub.database.tables import Instance, Plan, User
-from hub.instances import create, mark_deleted
+from hub.database.tables import Experiment, ExperimentMember, Instance, Instrument, Plan, Proposal, User
+from hub.instances import create, mark_deleted, record_event
 from hub.portal import launches
 from hub.portal.app import create_app
 from hub.portal.identity import Identity
@@ -165,6 +166,38 @@ async def test_a_hub_that_says_what_nobody_expects_ends_the_telling(monkeypatch)
             async for event in launches._with_ticks(events()):
                 told.append(event)
     assert told == [{"stage": "boot"}]
+
+
+# --- cost
+
+
+async def test_the_form_takes_few_queries_however_many_experiments_and_plans_there_are(alone):
+    instance = alone.instance("films")
+    alone.session.add(Instrument(id="ID16", name="ID16"))
+    alone.session.add_all(Proposal(id=f"P{number}", title=f"Films {number}") for number in range(300))
+    alone.session.flush()
+    alone.session.add_all(Experiment(id=f"E{number}", proposal_id=f"P{number}", instrument_id="ID16") for number in range(300))
+    alone.session.flush()
+    alone.session.add_all(ExperimentMember(experiment_id=f"E{number}", user_id="1") for number in range(300))
+    alone.session.add_all(
+        Plan(id=f"p{number}", name=f"Plan {number}", image="i", flavor="f", cores=1, memory_mb=1) for number in range(199)
+    )
+    record_event(alone.session, instance.id, "ready", seconds=8.2)
+    alone.session.commit()
+    asked = []
+
+    def note(connection, cursor, statement, parameters, context, executemany):
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        page = await alone.browser.get("new")
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert page.text.count('name="experiment"') == 300
+    assert page.text.count('name="plan"') == 200
+    assert "Ready in about 8 s" in page.text
+    assert len(asked) <= 12, asked
 
 
 # --- the quota
