@@ -30,7 +30,7 @@ class Notebook:
     def __init__(self, pidfd: int, line: wire.Channel) -> None:
         self._pidfd = pidfd
         self._line = line
-        self.ended = asyncio.create_task(self._until_ended())
+        self.ended = asyncio.create_task(wire.until_ended(pidfd))
 
     async def ask(self, message: wire.Message) -> wire.Message | None:
         """Its answer, or None if it is too busy, or gone."""
@@ -51,13 +51,6 @@ class Notebook:
         if not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
-
-    async def _until_ended(self) -> None:
-        try:
-            await wire.until_readable(self._pidfd)
-        finally:
-            os.close(self._pidfd)
-            self._line.close()
 
 
 class Nurse:
@@ -91,14 +84,8 @@ class Nurse:
         while True:
             assert self._process is not None
             with contextlib.suppress(ProcessLookupError):
-                pidfd = os.pidfd_open(self._process.pid)
-                try:
-                    await wire.until_readable(pidfd)
-                finally:
-                    os.close(pidfd)
+                await wire.until_ended(os.pidfd_open(self._process.pid))
             log.warning("The nursery ended and is started again")
-            for channel in self._channels.values():
-                channel.close()
             await asyncio.sleep(PAUSE_SECONDS)
             self.start()
 
@@ -127,9 +114,13 @@ class Nurse:
     async def _ask(self, whom: str, message: wire.Message, descriptors: Sequence[int] = ()) -> tuple[wire.Message, list[int]]:
         """Asked again of the successor if a nursery dies over the question."""
         while True:
+            channel = self._channels[whom]
             try:
-                return await self._channels[whom].ask(message, descriptors)
+                return await channel.ask(message, descriptors)
             except wire.Closed:
+                # one of the two may have died alone: only both together are started again
+                if self._channels[whom] is channel:
+                    self.stop()
                 await asyncio.sleep(PAUSE_SECONDS / 10)
 
     def stop(self) -> None:

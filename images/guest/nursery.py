@@ -132,7 +132,8 @@ def fork_for_agent(requests: socket.socket, question: wire.Message, agent: int, 
     """Fork twice, so that the agent, which adopts orphans, becomes the parent; it is sent the child's pidfd."""
     between = os.fork()
     if between:
-        os.waitpid(between, 0)
+        if os.waitpid(between, 0)[1]:
+            raise ChildProcessError("the agent was given no process")
         return
     try:
         us = os.getpid()

@@ -55,7 +55,8 @@ def answer(connection: socket.socket, question: Message, message: Message, descr
 class Channel:
     """Questions from an event loop to one process, one at a time, each with one answer.
 
-    They are numbered, so that an answer that nobody waits for any more is not taken for that of the next question.
+    They are numbered, so that an answer that nobody waits for any more is not taken for that of the next question. A channel is
+    never closed while somebody may wait at it: the other end's death wakes whoever does, and it closes when nobody holds it.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -66,8 +67,6 @@ class Channel:
 
     async def ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         async with self._turn:
-            if self._connection.fileno() < 0:
-                raise Closed("the connection was closed")
             self._asked += 1
             send(self._connection, {**message, NUMBER: self._asked}, descriptors)
             while True:
@@ -78,8 +77,13 @@ class Channel:
                 for descriptor in received:
                     os.close(descriptor)
 
-    def close(self) -> None:
-        self._connection.close()
+
+async def until_ended(pidfd: int) -> None:
+    """Wait for the end of a process, and close its descriptor."""
+    try:
+        await until_readable(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 async def until_readable(descriptor: int) -> None:

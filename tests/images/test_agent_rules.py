@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from images.guest import identity, nursery, session
+from images.guest import identity, nursery, session, wire
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,21 @@ def test_only_some_variables_need_a_fresh_interpreter(given, fresh):
 
 def test_a_variable_taken_away_needs_a_fresh_interpreter_too():
     assert nursery.needs_fresh_interpreter({}, {"PYTHONPATH": "/ours"})
+
+
+@pytest.mark.parametrize("succeed", [pytest.param(0, id="no fork"), pytest.param(1, id="only the first fork")])
+def test_a_nursery_that_cannot_fork_says_so(monkeypatch, succeed):
+    ours, theirs = wire.pair()
+    forks, real = iter([True] * succeed), os.fork
+
+    def fork() -> int:
+        if not next(forks, False):
+            raise OSError("Cannot allocate memory")
+        return real()
+
+    monkeypatch.setattr(os, "fork", fork)
+    with ours, theirs, pytest.raises(OSError, match=r"allocate|no process"):
+        nursery.fork_for_agent(theirs, {wire.NUMBER: 1}, os.getpid(), lambda: os._exit(0))
 
 
 @pytest.mark.parametrize(

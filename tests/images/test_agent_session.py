@@ -117,6 +117,31 @@ async def test_a_push_waits_for_a_new_nursery(guest):
     assert (await guest.push(guest.session()))[-1]["stage"] == "ready"
 
 
+async def nurseries_of(guest, until) -> tuple[psutil.Process, psutil.Process]:
+    """The one that bears notebooks, and its child that bears the processes of kernels."""
+    nurseries = await until(lambda: len(found := guest.processes("hutch-nursery")) == 2 and found, "both nurseries")
+    first, second = sorted(nurseries, key=lambda nursery: nursery.ppid() != guest.process.pid)
+    return first, second
+
+
+async def test_a_push_succeeds_although_the_nursery_of_kernels_died_alone(guest, until, start_kernel):
+    notebooks, kernels = await nurseries_of(guest, until)
+    kernels.kill()
+    await until(lambda: guest.processes("hutch-nursery") == [notebooks], "only the other is left")
+    assert (await guest.push(guest.session()))[-1]["stage"] == "ready"
+    async with guest.browser() as browser:
+        assert await (await start_kernel(browser)).run("print(6 * 7)") == "42"
+
+
+async def test_a_question_that_was_under_way_is_asked_again_of_a_new_nursery(guest, until):
+    notebooks, kernels = await nurseries_of(guest, until)
+    kernels.suspend()
+    events = guest.client.push("127.0.0.1", guest.fingerprint, guest.session())
+    assert (await anext(events))["stage"] == "account"
+    notebooks.kill()
+    assert [event["stage"] async for event in events] == STAGES[1:]
+
+
 async def test_nothing_outlives_the_agent(guest, start_kernel, until):
     await guest.push(guest.session())
     async with guest.browser() as browser:
