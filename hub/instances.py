@@ -24,6 +24,7 @@ from .database.tables import (
     IntentKind,
     MemberRole,
     Outcome,
+    Plan,
     now,
 )
 
@@ -86,7 +87,8 @@ def create(
     session.flush()
     session.add(InstanceMember(instance_id=instance.id, user_id=owner_id, role=MemberRole.OWNER))
     session.add_all(InstanceExperiment(instance_id=instance.id, experiment_id=name) for name in experiment_ids)
-    record_event(session, instance.id, "created", actor=owner_id, message=f"plan {plan_id}")
+    # the name, as it was then: people read the history
+    record_event(session, instance.id, "created", actor=owner_id, message=f"plan {session.get_one(Plan, plan_id).name}")
     return instance
 
 

@@ -86,6 +86,10 @@ def create(session: Session, name: str = "films", *, lifetime: timedelta | None 
     return instances.create(session, owner_id="1", server_name=name, display_name="Films", **fields)
 
 
+def test_the_history_begins_with_the_plan_by_its_name(instance):
+    assert [(event.kind, event.actor, event.message) for event in instance.events] == [("created", "1", "plan Notebook")]
+
+
 @pytest.mark.parametrize(("days", "ends"), [(14, True), (0.5, True), (0, False)])
 def test_an_instance_ends_when_its_lifetime_is_over_and_never_without_one(session, days, ends):
     instance = create(session, lifetime=Hutch(lifetime_days=days).lifetime)
