@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from pathlib import Path
 from shutil import which
@@ -18,6 +19,7 @@ def install(c: Config, file: Path) -> None:
     Call it last: what the site has set stays as it is, and only what is missing is filled in.
     """
     # here, so that reading this module costs nothing to whoever only wants a part of it
+    from .authenticator import ADMIN_ROLE
     from .configuration import Hutch
     from .portal import service as portal
     from .steward import service as steward
@@ -58,10 +60,22 @@ def install(c: Config, file: Path) -> None:
     c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.3, **c.JupyterHub.get("tornado_settings", {})}
     c.JupyterHub.extra_user_scopes = sorted({*c.JupyterHub.get("extra_user_scopes", ()), *portal.USER_SCOPES})
     c.JupyterHub.services = [*c.JupyterHub.get("services", ()), portal.service(hutch, file), steward.service(file)]
-    c.JupyterHub.load_roles = [*c.JupyterHub.get("load_roles", ()), steward.ROLE]
+    c.JupyterHub.load_roles = [*c.JupyterHub.get("load_roles", ()), steward.ROLE, ADMIN_ROLE]
 
     _fill(c.ConfigurableHTTPProxy, command=_proxy_command(), pid_file=str(state / "proxy.pid"))
     _fill(c.OpenStackSpawner, state_dir=str(state))
+    if c.JupyterHub.db_url.startswith("sqlite:"):
+        # JupyterHub commits some twenty times in a launch, on its event loop: with WAL it does not wait for the disk each time
+        _fill(c.JupyterHub, db_kwargs={"connect_args": {"check_same_thread": False, "factory": WalConnection}})
+
+
+class WalConnection(sqlite3.Connection):
+    """SQLite as the hub's own database; a power cut can lose the last moments, a crash nothing."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.execute("PRAGMA journal_mode = WAL")
+        self.execute("PRAGMA synchronous = NORMAL")
 
 
 def _proxy_command() -> list[str]:

@@ -50,6 +50,16 @@ class ActingServerHandler(_Acting, UserServerAPIHandler):
     """One server of a user."""
 
 
+# JupyterHub's own admin right includes opening anybody's notebook and making anybody's tokens. To open is the owner's to grant (see
+# access.ADMIN_ACTIONS), so a facility's admins get a role of ours, by their group
+ADMIN_ROLE = {
+    "name": "facility-admin",
+    "description": "Sees and runs everybody's instances, without opening them",
+    "scopes": ["admin-ui", "admin:users", "admin:servers", "read:groups", "list:groups", "read:hub", "read:metrics"],
+    "groups": ["role-admin"],
+}
+
+
 class PortalHandler(BaseHandler):
     """Pages of JupyterHub whose place the portal takes: there is no unnamed server to be started from them."""
 
@@ -82,7 +92,7 @@ class FacilityUsers(Authenticator):
             person = records.find_person(session, login, now(), self.facility.hutch.default_quota)
             if person is None:
                 return None
-            return {"name": person.login, "admin": person.is_admin, "groups": records.groups_of(session, person)}
+            return {"name": person.login, "admin": False, "groups": records.groups_of(session, person)}
 
         return await self.facility.ask(load)
 
@@ -105,7 +115,9 @@ class FacilityUsers(Authenticator):
         super().delete_user(user)
 
     def get_handlers(self, app: Any) -> list[tuple[str, type]]:
-        _ = self.facility  # opens the database: what is wrong with it is said at the hub's start, not at the first sign-on
+        _ = (
+            self.facility.deployment_id
+        )  # opens the database: what is wrong with it is said at the hub's start, not at the first sign-on
         # these come before JupyterHub's own
         return [
             (r"/api/users/([^/]+)", ActingUserHandler),

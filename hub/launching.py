@@ -33,6 +33,8 @@ from .facility import Facility
 T = TypeVar("T")
 STEWARD = "steward"
 CLOUD = "cloud"
+# reasons of a LaunchError that are no rule's
+DATABASE, OVERTAKEN = "database", "overtaken"
 
 
 class LaunchOptions(BaseModel):
@@ -53,7 +55,12 @@ class Asked:
     display_name: str
     options: dict[str, Any]
     actor: str
-    by_service: bool
+    by_service: bool = False
+    blocked: bool = False
+
+    @property
+    def by_steward(self) -> bool:
+        return self.by_service and self.actor == STEWARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +88,13 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
     person = records.find_person(session, asked.login, now(), facility.hutch.default_quota)
     if person is None:
         raise refusal(f"{asked.login} is not known to the user office.", "unknown-user")
+    if asked.blocked:
+        raise refusal(f"{asked.login} is blocked.", "blocked")
     if not asked.by_service:
         _check(_may_start(session, facility, asked, person))
     instance = records.find_instance(session, asked.login, asked.server_name)
+    if asked.by_steward and not (instance and instances.is_meant_to_run(session, instance.id)):
+        raise refusal("Nobody wants this instance to run any more.", OVERTAKEN, 409)
     is_new = instance is None
     if instance is None:
         instance, plan = _first_launch(session, facility, asked, person)
@@ -179,7 +190,8 @@ class Launching(Spawner):
     granted: Granted | None = None
     launch: LaunchLog | None = None
     _instance_id = ""
-    _actor = ""
+    _by_steward = False
+    _is_open = False  # granted, and not written down yet how it ended
 
     @cached_property
     def facility(self) -> Facility:
@@ -204,25 +216,44 @@ class Launching(Spawner):
 
     async def run_pre_spawn_hook(self) -> None:
         """Asks the rules, before a site's own hook and before anything is asked of the cloud."""
-        self.granted = None
-        self.launch = LaunchLog()
+        self.granted, self._is_open, self.launch = None, False, LaunchLog()
         self.launch.start(Stage.RIGHTS)
         asked = self._asked()
+        # cancelled or not, what was granted is known, so that it can be concluded
+        granting = asyncio.ensure_future(self._ask(lambda session: grant(session, self.facility, asked)))
+        granting.add_done_callback(self._note_granted)
         try:
-            granted = await self._ask(lambda session: grant(session, self.facility, asked))
+            granted = await asyncio.shield(granting)
         except LaunchError as error:
-            self.log.info("%s: refused to %s by rule %s: %s", self._log_name, asked.actor, error.reason, error.message)
             self.launch.fail(error.message)
-            # JupyterHub has kept them already, and would ask for the same at each later start
-            self.orm_spawner.user_options = {}
+            await self._refused(asked, error)
             raise
-        self.granted, self._instance_id, self._actor = granted, granted.instance_id, asked.actor
+        self._by_steward = asked.by_steward
         self.image, self.flavor, self.is_new = granted.image, granted.flavor, granted.is_new
         self.launch.expected_seconds = granted.expected_seconds
         self.launch.done(Stage.RIGHTS)
         hook = super().run_pre_spawn_hook()
         if isawaitable(hook):
             await hook
+
+    def _note_granted(self, granting: asyncio.Future[Granted]) -> None:
+        if not granting.cancelled() and not granting.exception():
+            self.granted, self._is_open = granting.result(), True
+            self._instance_id = self.granted.instance_id
+
+    async def _refused(self, asked: Asked, error: LaunchError) -> None:
+        self.log.info("%s: refused to %s by rule %s: %s", self._log_name, asked.actor, error.reason, error.message)
+        # JupyterHub has kept them already, and would ask for the same at each later start
+        self.orm_spawner.user_options = {}
+        if not asked.by_steward or error.reason in (DATABASE, OVERTAKEN):
+            return
+
+        def stop(session: Session) -> None:
+            if instance := records.find_instance(session, asked.login, asked.server_name):
+                instances.intend(session, instance.id, IntentKind.STOP, STEWARD, error.message)
+
+        # what the rules refuse does not go on running out of sight
+        await self._record("that a lost instance may not run", stop)
 
     def apply_user_options(self, spawner: Spawner, options: dict[str, Any]) -> None:
         """Nothing that users send reaches a trait: `grant` reads the options and decides."""
@@ -237,7 +268,15 @@ class Launching(Spawner):
             options=dict(self.user_options or {}),
             actor=actor,
             by_service=by_service,
+            blocked=self._is_blocked(),
         )
+
+    def check_may_create(self) -> None:
+        """An instance that has been used is not replaced by an empty one under its name."""
+        if not self.disposable():
+            contact = f" Please ask {self.facility.hutch.contact}." if self.facility.hutch.contact else ""
+            sentence = f"The cloud no longer has the server of this instance, nor its disk.{contact}"
+            raise LaunchError(sentence, reason="server-gone")
 
     def disposable(self) -> bool:
         return self.granted is not None and self.granted.never_came_up
@@ -261,9 +300,6 @@ class Launching(Spawner):
         except LaunchError as error:
             await self._ended(Outcome.FAILED, error)
             raise
-        except asyncio.CancelledError:
-            await asyncio.shield(asyncio.ensure_future(self._cancelled()))
-            raise
         except Exception as error:
             self.log.exception("%s: unexpected error during a launch", self._log_name)
             failure = LaunchError("Hutch met a problem that it did not expect.", reason="unexpected", detail=repr(error))
@@ -272,17 +308,23 @@ class Launching(Spawner):
         await self._ended(Outcome.DONE)
         return url
 
-    async def _cancelled(self) -> None:
-        if self.launch and self.launch.elapsed() >= self.start_timeout - 1:
-            sentence = f"The launch was given up after {self.start_timeout} seconds."
-            await self._ended(Outcome.FAILED, LaunchError(sentence, reason="timeout", stage=self.launch.current or ""))
-        else:
-            await self._ended(Outcome.CANCELLED)
+    async def run_post_stop_hook(self) -> None:
+        """A launch that JupyterHub gave up, in start() or before it, is over. A hub that ends does not come here: it goes on."""
+        if self._is_open and self.launch:
+            if self.launch.elapsed() >= self.start_timeout - 1:
+                sentence = f"The launch was given up after {self.start_timeout} seconds."
+                await self._ended(Outcome.FAILED, LaunchError(sentence, reason="timeout", stage=self.launch.current or ""))
+            else:
+                await self._ended(Outcome.CANCELLED)
+        hook = super().run_post_stop_hook()
+        if isawaitable(hook):
+            await hook
 
     async def _ended(self, outcome: Outcome, failure: LaunchError | None = None) -> None:
         assert self.granted and self.launch
+        self._is_open = False
         granted, events = self.granted, [event for event in self.launch.events if event.state == "done"]
-        if failure and self._actor == STEWARD and failure.reason in (Trouble.UNANSWERED, "agent-unreachable"):
+        if failure and self._by_steward and failure.reason in (Trouble.UNANSWERED, "agent-unreachable"):
             return  # still unknown: the intent stays open, and the steward tries again later
 
         def write(session: Session) -> None:
@@ -318,8 +360,18 @@ class Launching(Spawner):
 
     def _stopped(self, session: Session) -> None:
         latest = instances.latest_intent(session, self._instance_id)
+        if latest and latest.kind == IntentKind.LAUNCH:
+            # the intent could not be written before
+            latest = instances.intend(session, self._instance_id, IntentKind.STOP, self.user.name, "through JupyterHub")
         if latest and latest.outcome is None and latest.kind == IntentKind.STOP:
             instances.conclude(session, latest, Outcome.DONE)
+
+    def stop_is_meant(self) -> bool:
+        """JupyterHub also stops, at its start, what belongs to a user who was blocked meanwhile."""
+        return super().stop_is_meant() or self._is_blocked()
+
+    def _is_blocked(self) -> bool:
+        return self.user.name in self.authenticator.blocked_users
 
     async def poll(self) -> int | None:
         status = await super().poll()
@@ -329,7 +381,7 @@ class Launching(Spawner):
 
     def _found_ended(self, session: Session, status: int) -> None:
         """The cloud is certain that it no longer runs, and nobody asked Hutch for that."""
-        latest = instances.latest_intent(session, self._instance_id)
+        latest = instances.current_intent(session, self._instance_id)
         if latest is None or latest.kind != IntentKind.LAUNCH or latest.outcome != Outcome.DONE:
             return
         if status:
@@ -367,7 +419,7 @@ class Launching(Spawner):
             return await self.facility.ask(work)
         except DatabaseError as error:
             sentence = "Hutch cannot use its database just now. Please try again in a minute."
-            raise LaunchError(sentence, reason="database", detail=str(error)) from error
+            raise LaunchError(sentence, reason=DATABASE, detail=str(error)) from error
 
     async def _record(self, what: str, write: Callable[[Session], None]) -> None:
         """Writes history. A database that fails must not turn a server that runs into one that JupyterHub takes for dead."""

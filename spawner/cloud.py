@@ -28,8 +28,11 @@ T = TypeVar("T")
 CATALOGUE_SECONDS = 300.0
 # of one HTTP request; a call that takes longer counts as unanswered, never as refused
 API_TIMEOUT_SECONDS = 60
-# what openstacksdk and the layers below it raise; ValueError for an answer that is not JSON
-CALL_ERRORS = (sdk_errors.SDKException, keystone_errors.ClientException, http_errors.RequestException, OSError, ValueError)
+# what openstacksdk and the layers below it raise; and for an answer that is not JSON, or not of the shape that was asked for
+CALL_ERRORS = (
+    *(sdk_errors.SDKException, keystone_errors.ClientException, http_errors.RequestException, OSError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
 
 
 class Trouble(StrEnum):
@@ -124,13 +127,7 @@ class Cloud:
     async def _in_thread(self, asked: str, call: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-        except (
-            sdk_errors.SDKException,
-            keystone_errors.ClientException,
-            http_errors.RequestException,
-            OSError,
-            ValueError,
-        ) as error:
+        except CALL_ERRORS as error:
             raise cloud_error(error, asked) from error
 
     def _compute(self, method: str, path: str, body: Any = None) -> Any:
@@ -158,16 +155,14 @@ class Cloud:
     async def server(self, server_id: str) -> dict[str, Any] | None:
         """One server, or None when Nova itself says that there is none."""
         try:
-            answer = await self._ask("look up the server", lambda: self._compute("GET", f"/servers/{server_id}"))
+            return await self._ask("look up the server", lambda: dict(self._compute("GET", f"/servers/{server_id}")["server"]))
         except CloudError as error:
             if error.trouble is Trouble.NOT_FOUND:
                 return None
             raise
-        return answer["server"]
 
     async def create_server(self, body: dict[str, Any]) -> str:
-        answer = await self._ask("create the server", lambda: self._compute("POST", "/servers", body))
-        return answer["server"]["id"]
+        return await self._ask("create the server", lambda: str(self._compute("POST", "/servers", body)["server"]["id"]))
 
     async def act(self, server_id: str, action: str) -> None:
         """A server action without arguments: os-start, os-stop, unshelve ..."""
@@ -185,20 +180,22 @@ class Cloud:
     async def console(self, server_id: str, lines: int | None = None) -> str:
         """The end of the serial console's log (all of it that Nova keeps when lines is None)."""
         body = {"os-getConsoleOutput": {"length": lines} if lines else {}}
-        answer = await self._ask("read the console", lambda: self._compute("POST", f"/servers/{server_id}/action", body))
-        return answer["output"] or ""
+        path = f"/servers/{server_id}/action"
+        return await self._ask("read the console", lambda: str(self._compute("POST", path, body)["output"] or ""))
 
     # --- ports
 
     async def create_port(self, body: dict[str, Any]) -> dict[str, Any]:
-        answer = await self._ask("create the network port", lambda: self._network("POST", "/ports", body))
-        return answer["port"]
+        return await self._ask("create the network port", lambda: dict(self._network("POST", "/ports", body)["port"]))
 
     async def ports(self, instance_id: str, deployment_id: str) -> list[dict[str, Any]]:
         """The ports made for an instance, by the name and description that port_request gives them."""
         name, mark = builders.server_name(instance_id), f"{builders.deployment_tag(deployment_id)} {instance_id}"
-        answer = await self._ask("look up the network port", lambda: self._network("GET", f"/ports?name={name}"))
-        return [port for port in answer["ports"] if port["description"] == mark]
+
+        def call() -> list[dict[str, Any]]:
+            return [port for port in self._network("GET", f"/ports?name={name}")["ports"] if port["description"] == mark]
+
+        return await self._ask("look up the network port", call)
 
     async def delete_port(self, port_id: str) -> None:
         """Gone already counts as done."""

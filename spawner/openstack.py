@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime
@@ -17,26 +18,15 @@ from typing import Any, TypeVar
 from jupyterhub.spawner import Spawner
 from traitlets import Float, Int, List, Unicode, default
 
-from . import builders
+from . import belongings, builders
 from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
 from .cloud import CloudError, Trouble
 from .launch import LaunchError, LaunchLog, Stage
-from .removal import remove_instance
+from .servers import WAKE, Server, address_of, fault_of, is_ended, is_moving, task_of
 from .surroundings import Surroundings
 
 T = TypeVar("T")
 
-# how a server that is there but not up is brought up again; the keys are Nova's states
-# ref: https://docs.openstack.org/api-guide/compute/server_concepts.html
-WAKE = {
-    "SHUTOFF": "os-start",
-    "SHELVED": "unshelve",
-    "SHELVED_OFFLOADED": "unshelve",
-    "PAUSED": "unpause",
-    "SUSPENDED": "resume",
-}
-# certain: nothing runs there, whatever the guest does
-ENDED = frozenset({"SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "ERROR", "DELETED", "SOFT_DELETED"})
 AGENT_REASONS = {AgentUnreachable: "agent-unreachable", AgentMismatch: "agent-mismatch", AgentRefused: "agent-refused"}
 CONSOLE_LINES = 60
 CREATE_TRIES = 3
@@ -90,7 +80,10 @@ class OpenStackSpawner(Spawner):
         300, config=True, help="Give a server this many seconds from its creation until its agent listens. Default: 300."
     )
     stop_timeout_seconds = Float(
-        60, config=True, help="Wait this many seconds for a server to be powered off before letting go of it. Default: 60."
+        # Nova gives a guest 60 s to end by itself
+        90,
+        config=True,
+        help="Wait this many seconds for a server to be powered off before letting go of it. Default: 90.",
     )
     fast_listing_seconds = Float(
         1.0, config=True, help="List the cloud's servers this often, in seconds, while something is changing. Default: 1."
@@ -130,6 +123,7 @@ class OpenStackSpawner(Spawner):
     is_off = False  # the last stop() ended with the server known to be off
     _creating: asyncio.Task[str] | None = None
     _starting = False
+    _acted_at = 0.0  # monotonic; listings that began before it do not show what was done then
 
     @property
     def instance_id(self) -> str:
@@ -140,7 +134,7 @@ class OpenStackSpawner(Spawner):
     def around(self) -> Surroundings:
         return Surroundings.of(self)
 
-    # --- state. JupyterHub wipes it at every stop and saves it only after start(), so it is a cache; the truth is the metadata
+    # --- state. JupyterHub saves it only after start() and at a stop, so it is a cache; the truth is the metadata
 
     def get_state(self) -> dict[str, Any]:
         state = super().get_state()
@@ -165,12 +159,17 @@ class OpenStackSpawner(Spawner):
         try:
             url = await self._launch(self.launch)
         except (LaunchError, CloudError, AgentError, TimeoutError) as error:
+            if isinstance(error, AgentMismatch):
+                self.fingerprint = ""  # an agent may have lost its key: the next launch looks at the console again
             failure = self._as_launch_error(error)
             failure.detail = await self._with_console(failure)
             self.launch.fail(str(failure.message))
             raise failure from error
-        except BaseException:
+        except asyncio.CancelledError:
             self.launch.fail("The launch was cancelled.")
+            raise
+        except BaseException:
+            self.launch.fail("Hutch met a problem that it did not expect.")
             raise
         finally:
             self._starting = False
@@ -192,46 +191,51 @@ class OpenStackSpawner(Spawner):
 
     async def _have_server(self) -> None:
         """Finds the server that already carries this instance's id (a hub that died half-way, a resume), else creates one."""
+        ports: list[dict[str, Any]] = []
         if not self.is_new:
             if not await self.around.reflector.fresh(FRESH_SECONDS):
                 sentence, why = "The cloud does not answer. Nothing was changed.", self.around.reflector.last_error
                 raise LaunchError(sentence, reason=Trouble.UNANSWERED, detail=why)
-            if server := self._server_listed():
-                await self._take(server)
+            listed = self.around.reflector.of_instance(self.instance_id)
+            servers, ports = await belongings.find(self.around.cloud, self.deployment_id, self.instance_id, listed)
+            if servers:
+                await self._take(self._foremost(servers), ports)
                 return
-        await self._create()
+            self.check_may_create()
+        await self._create(ports)
 
-    def _server_listed(self) -> dict[str, Any] | None:
-        # a create that came through late finds its port taken, and leaves a second one in ERROR
-        servers = sorted(
-            self.around.reflector.of_instance(self.instance_id), key=lambda one: (one["status"] == "ERROR", one["created"])
-        )
+    def check_may_create(self) -> None:
+        """Called when the cloud is certain that it has no server of an instance that is not new; may raise LaunchError."""
+
+    def _foremost(self, servers: list[Server]) -> Server:
         if len(servers) > 1:
-            self.log.error("%s has %d servers, using the first: %s", self._log_name, len(servers), [s["id"] for s in servers])
-        return servers[0] if servers else None
+            self.log.error("%s has %d servers: %s", self._log_name, len(servers), [server["id"] for server in servers])
+        # a create that came through late finds its port taken, and leaves a second one in ERROR
+        return min(servers, key=lambda server: (server["status"] == "ERROR", server.get("created", "")))
 
-    async def _take(self, server: dict[str, Any]) -> None:
+    async def _take(self, server: Server, ports: list[dict[str, Any]]) -> None:
+        addresses = [port["fixed_ips"][0]["ip_address"] for port in ports if port["fixed_ips"]]
+        self._remember(server["id"], next(iter(addresses), "") or address_of(server))
         server = await self._settled(server)
-        self._remember(server["id"], address_of(server))
         status = server["status"]
         if status == "ERROR" or await self._is_stillborn(server):
             await self._replace(server)
         elif status in WAKE:
             self.log.info("%s: waking server %s from %s", self._log_name, server["id"], status)
-            await self._persist("act", self.around.cloud.act(server["id"], WAKE[status]))
-            await self.around.reflector.fresh(FRESH_SECONDS)
+            self._acted_at = time.monotonic()
+            await self._persist(self.around.cloud.act(server["id"], WAKE[status]))
         else:
             self.log.info("%s: adopting server %s (%s)", self._log_name, server["id"], status)
 
-    async def _settled(self, server: dict[str, Any]) -> dict[str, Any]:
-        """Waits until no task (powering off, shelving) runs on a server that is not up."""
+    async def _settled(self, server: Server) -> Server:
+        """Waits until the cloud has done with what it is doing to the server (powering off, shelving)."""
         async with asyncio.timeout(self.stop_timeout_seconds):
-            while server["status"] not in ("BUILD", "ACTIVE", "ERROR") and server["OS-EXT-STS:task_state"]:
+            while is_moving(server):
                 await self.around.reflector.changed()
                 server = self.around.reflector.servers.get(server["id"], server)
         return server
 
-    async def _is_stillborn(self, server: dict[str, Any]) -> bool:
+    async def _is_stillborn(self, server: Server) -> bool:
         """Up for longer than a boot may take, never used, and nobody listens: it will not come any more."""
         age = datetime.now(UTC) - datetime.fromisoformat(server["created"])
         if server["status"] != "ACTIVE" or not self.disposable() or age.total_seconds() < self.boot_timeout_seconds:
@@ -243,20 +247,21 @@ class OpenStackSpawner(Spawner):
             return True
         return False
 
-    async def _replace(self, server: dict[str, Any]) -> None:
+    async def _replace(self, server: Server) -> None:
         """A server that failed and whose disk holds nothing is made anew; any other is left for people to look at."""
         if not self.disposable():
             raise LaunchError(
                 "The cloud reports an error with this instance. Its disk is kept.", reason="server-error", detail=fault_of(server)
             )
         await self._remove()
-        await self._create()
+        await self._create([])
 
     def disposable(self) -> bool:
         """Whether what the cloud has of this instance holds nothing of the user's, as it never came up."""
         return False
 
-    async def _create(self) -> None:
+    async def _create(self, ports: list[dict[str, Any]]) -> None:
+        """ports: what an earlier try has left; a free one is used."""
         cloud = self.around.cloud
         image_id, flavor_id, network_id, *groups = await asyncio.gather(
             cloud.image_id(self.image),
@@ -265,15 +270,15 @@ class OpenStackSpawner(Spawner):
             *(cloud.security_group_id(name) for name in self.security_groups),
         )
         # cancelled or not, what the cloud takes is remembered: stop() waits for this task and then knows the server
-        self._creating = asyncio.create_task(self._create_port_and_server(image_id, flavor_id, network_id, groups))
+        port = next((port for port in ports if not port["device_id"]), None)
+        self._creating = asyncio.create_task(self._create_port_and_server(image_id, flavor_id, network_id, groups, port))
         await asyncio.shield(self._creating)
 
-    async def _create_port_and_server(self, image_id: str, flavor_id: str, network_id: str, groups: list[str]) -> str:
+    async def _create_port_and_server(
+        self, image_id: str, flavor_id: str, network_id: str, groups: list[str], port: dict[str, Any] | None
+    ) -> str:
         cloud = self.around.cloud
-        ports = [] if self.is_new else await cloud.ports(self.instance_id, self.deployment_id)
-        port = next((port for port in ports if not port["device_id"]), None) or await cloud.create_port(
-            builders.port_request(network_id, self.instance_id, self.deployment_id, groups)
-        )
+        port = port or await cloud.create_port(builders.port_request(network_id, self.instance_id, self.deployment_id, groups))
         body = builders.server_request(
             instance_id=self.instance_id,
             deployment_id=self.deployment_id,
@@ -305,8 +310,8 @@ class OpenStackSpawner(Spawner):
                 self.log.warning("%s: create %d of %d: %s %s", self._log_name, attempt, CREATE_TRIES, error, error.detail)
                 if not await self.around.reflector.fresh(FRESH_SECONDS):
                     raise
-                if server := self._server_listed():
-                    return server["id"]
+                if servers := self.around.reflector.of_instance(self.instance_id):
+                    return self._foremost(servers)["id"]
                 if attempt == CREATE_TRIES:
                     raise
                 await asyncio.sleep(0.5 * attempt)
@@ -334,11 +339,11 @@ class OpenStackSpawner(Spawner):
     async def _until_trouble(self) -> None:
         while True:
             server = self.around.reflector.servers.get(self.server_id)
-            if server and server["status"] in ENDED and not server["OS-EXT-STS:task_state"]:
+            if server and is_ended(server) and (self.around.reflector.listed_at or 0) > self._acted_at:
                 await self._booted_into_trouble(server)
             await self.around.reflector.changed()
 
-    async def _booted_into_trouble(self, server: dict[str, Any]) -> None:
+    async def _booted_into_trouble(self, server: Server) -> None:
         fault = fault_of(server)
         if self._creating is not None and server["status"] == "ERROR":
             # made a moment ago by this very launch: there is nothing on it, and it would hold quota
@@ -406,7 +411,7 @@ class OpenStackSpawner(Spawner):
             console = f"(no console log: {error})"
         return f"{failure.detail}\n--- console ---\n{console}".strip()
 
-    async def _persist(self, what: str, call: Awaitable[T]) -> T:
+    async def _persist(self, call: Awaitable[T]) -> T:
         """Lets a call to the cloud run to its end, whoever cancels us meanwhile."""
         return await asyncio.shield(asyncio.ensure_future(call))
 
@@ -431,22 +436,20 @@ class OpenStackSpawner(Spawner):
         if not self.server_id:
             return 0
         reflector = self.around.reflector
-        await reflector.some(within_seconds=5)
-        server = reflector.servers.get(self.server_id)
-        if server is None:
-            return await self._poll_unlisted()
-        if server["status"] in ENDED and not server["OS-EXT-STS:task_state"]:
-            return 1 if server["status"] == "ERROR" else 0
-        return None
-
-    async def _poll_unlisted(self) -> int | None:
-        """Not in the listing is not gone: Nova itself has to say so."""
-        if self.around.reflector.listed_at is None or self.around.reflector.failures:
+        if not await reflector.some(within_seconds=5):
             return None
+        server = reflector.servers.get(self.server_id)
+        return None if server is not None and not is_ended(server) else await self._poll_again()
+
+    async def _poll_again(self) -> int | None:
+        """The listing may be old, or lack servers whose cell does not answer: an end is one only if Nova says so now."""
         try:
-            return 0 if await self.around.cloud.server(self.server_id) is None else None
+            server = await self.around.cloud.server(self.server_id)
         except CloudError:
             return None
+        if server is None:
+            return 0
+        return int(server["status"] == "ERROR") if is_ended(server) else None
 
     async def get_url(self) -> str:
         """Asked at a hub's start for servers that run, as an address may have changed meanwhile."""
@@ -489,9 +492,9 @@ class OpenStackSpawner(Spawner):
         while self.server_id:
             try:
                 server = await self.around.cloud.server(self.server_id)
-                if server is None or (server["status"] in ENDED and not server["OS-EXT-STS:task_state"]):
+                if server is None or is_ended(server):
                     return
-                if server["OS-EXT-STS:task_state"] != "powering-off":
+                if task_of(server) != "powering-off":
                     await self.around.cloud.act(self.server_id, "os-stop")
             except CloudError as error:
                 self.log.warning("%s: stopping server %s: %s %s", self._log_name, self.server_id, error, error.detail)
@@ -507,19 +510,5 @@ class OpenStackSpawner(Spawner):
 
     async def _remove(self) -> None:
         self.log.info("%s: deleting what the cloud has of instance %s", self._log_name, self.instance_id)
-        await self._persist("remove", remove_instance(self.around.cloud, self.deployment_id, self.instance_id))
+        await self._persist(belongings.remove(self.around.cloud, self.deployment_id, self.instance_id))
         self.server_id = self.address = self.fingerprint = ""
-
-
-def address_of(server: dict[str, Any]) -> str:
-    """The first fixed address of a server as Nova describes it, '' before it has one."""
-    for addresses in server["addresses"].values():
-        for address in addresses:
-            if address.get("OS-EXT-IPS:type", "fixed") == "fixed":
-                return address["addr"]
-    return ""
-
-
-def fault_of(server: dict[str, Any]) -> str:
-    fault = server.get("fault") or {}
-    return f"{fault.get('code', '')} {fault.get('message', '')}".strip() or server["status"]

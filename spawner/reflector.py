@@ -48,9 +48,6 @@ class Reflector:
     def of_instance(self, instance_id: str) -> list[Server]:
         return [server for server in self.servers.values() if server["metadata"].get(builders.INSTANCE_KEY) == instance_id]
 
-    def age_seconds(self) -> float | None:
-        return None if self.listed_at is None else time.monotonic() - self.listed_at
-
     async def fresh(self, within_seconds: float) -> bool:
         """Waits for a good listing that began after this call; False when there was none in time."""
         asked_at = time.monotonic()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import structlog
@@ -17,7 +21,7 @@ from spawner.openstack import OpenStackSpawner
 from .. import configuration, service
 from ..database.tables import now
 from ..facility import Facility
-from .tasks import Launched, Readoption, finish_stops, meant_to_run, purge
+from .tasks import Launched, Readoption, expire, finish_stops, meant_to_run, purge
 
 log = structlog.get_logger()
 
@@ -28,14 +32,54 @@ def cloud_of(config: Config) -> Cloud:
     return Cloud(spawner.cloud_name, Path(spawner.clouds_yaml) if spawner.clouds_yaml else None, threads=4)
 
 
-async def readopt(facility: Facility, hub: aiohttp.ClientSession, readoption: Readoption) -> None:
-    """Compares what is meant to run with what the hub serves, and asks the hub to start what is missing."""
-    served = await _served(hub)
-    for launched in await facility.ask(meant_to_run):
-        if (launched.login, launched.server_name) in served:
-            readoption.back(launched.instance_id)
-        elif readoption.due(launched.instance_id, now()):
-            await _start(hub, launched)
+@dataclass
+class Steward:
+    facility: Facility
+    cloud: Cloud
+    hub: aiohttp.ClientSession
+    readoption: Readoption = field(default_factory=Readoption)
+
+    async def expire(self) -> None:
+        grace = self.facility.delete_grace
+        for expired in await self.facility.ask(lambda session: expire(session, grace)):
+            log.info("its lifetime is over", instance=expired.instance_id)
+            # if the hub does not come to it, finish_stops does
+            await self._ask_hub("DELETE", expired, json={"remove": True})
+
+    async def purge(self) -> None:
+        await purge(self.facility, self.cloud)
+
+    async def finish_stops(self) -> None:
+        await finish_stops(self.facility, self.cloud)
+
+    async def readopt(self) -> None:
+        """Compares what is meant to run with what the hub serves, and asks the hub to start what is missing."""
+        served = await _served(self.hub)
+        for launched in await self.facility.ask(meant_to_run):
+            if (launched.login, launched.server_name) in served:
+                self.readoption.back(launched.instance_id)
+            elif self.readoption.due(launched.instance_id, now()):
+                log.info("asking the hub to take an instance back", instance=launched.instance_id)
+                await self._ask_hub("POST", launched)
+
+    async def _ask_hub(self, method: str, of: Launched, **body: Any) -> None:
+        try:
+            async with self.hub.request(method, f"users/{quote(of.login)}/servers/{quote(of.server_name)}", **body) as response:
+                if response.status >= 400:
+                    log.warning("the hub did not", instance=of.instance_id, status=response.status, answer=await response.text())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            log.warning("the hub does not answer", instance=of.instance_id, error=str(error))
+
+    async def repeat(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Each task for itself, so that one that takes long holds up no other."""
+        while True:
+            try:
+                await task()
+            except (CloudError, aiohttp.ClientError, TimeoutError) as error:
+                log.warning("put off", task=task.__name__, error=str(error))
+            except Exception:
+                log.exception("failed", task=task.__name__)
+            await asyncio.sleep(self.facility.hutch.steward_interval_seconds)
 
 
 async def _served(hub: aiohttp.ClientSession) -> set[tuple[str, str]]:
@@ -53,33 +97,15 @@ async def _served(hub: aiohttp.ClientSession) -> set[tuple[str, str]]:
     return served
 
 
-async def _start(hub: aiohttp.ClientSession, launched: Launched) -> None:
-    log.info("asking the hub to take an instance back", instance=launched.instance_id)
-    async with hub.post(f"users/{launched.login}/servers/{launched.server_name}") as response:
-        if response.status >= 400:
-            log.warning("the hub did not", instance=launched.instance_id, status=response.status, answer=await response.text())
-
-
 async def serve() -> None:
     config = configuration.read()
     facility = Facility.of(config)
-    cloud, readoption = cloud_of(config), Readoption()
     headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
     base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
     async with aiohttp.ClientSession(base, headers=headers, timeout=aiohttp.ClientTimeout(total=30)) as hub:
-        while True:
-            for name, task in {
-                "purge": purge(facility, cloud),
-                "finish stops": finish_stops(facility, cloud),
-                "readopt": readopt(facility, hub, readoption),
-            }.items():
-                try:
-                    await task
-                except (CloudError, aiohttp.ClientError, TimeoutError) as error:
-                    log.warning("put off", task=name, error=str(error))
-                except Exception:
-                    log.exception("failed", task=name)
-            await asyncio.sleep(facility.hutch.steward_interval_seconds)
+        steward = Steward(facility, cloud_of(config), hub)
+        tasks = (steward.expire, steward.purge, steward.finish_stops, steward.readopt)
+        await asyncio.gather(*(steward.repeat(task) for task in tasks))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the steward carries out: deletions whose grace is over, stops that were cut off, and servers that the hub lost sight of.
+"""What the steward carries out: lifetimes and graces that are over, stops that were cut off, servers that the hub lost sight of.
 
-Everything rests on intents in the database: without one, nothing is touched. A call that failed proves nothing, and is repeated
-at a later pass.
+Everything rests on what is in the database: without an intent, nothing is touched. A call that failed proves nothing, and is
+repeated at a later pass.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from functools import partial
 
 import structlog
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
-from spawner import builders
+from spawner import belongings
 from spawner.cloud import Cloud, CloudError
-from spawner.openstack import ENDED
-from spawner.removal import remove_instance
+from spawner.servers import is_ended, task_of
 
 from .. import instances
 from ..database.tables import Instance, Intent, IntentKind, Outcome, User, now
 from ..facility import Facility
+from .service import NAME as STEWARD
 
 log = structlog.get_logger()
 
@@ -30,12 +30,31 @@ STOP_OVERDUE = timedelta(minutes=2)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(minutes=10)
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """An instance as the hub knows it."""
+
+    instance_id: str
+    login: str
+    server_name: str
+
+
+def expire(session: Session, grace: timedelta) -> list[Launched]:
+    """Marks the instances whose lifetime is over, and returns them. In the grace, their owners can restore them."""
+    query = select(Instance).where(Instance.ends_at <= now(), Instance.deleted_at.is_(None)).options(joinedload(Instance.owner))
+    expired = []
+    for instance in session.scalars(query):
+        instances.mark_deleted(session, instance, STEWARD, "its lifetime is over", grace)
+        expired.append(Launched(instance.id, instance.owner.login, instance.server_name))
+    return expired
+
+
 async def purge(facility: Facility, cloud: Cloud) -> None:
     """Deletes the servers of instances that were marked, when their grace is over."""
     due = await facility.ask(lambda session: [instance.id for instance in instances.due_for_purge(session, now())])
     for instance_id in due:
         try:
-            count = await remove_instance(cloud, facility.deployment_id, instance_id)
+            count = await belongings.remove(cloud, facility.deployment_id, instance_id)
         except (CloudError, TimeoutError) as error:
             log.warning("purge put off", instance=instance_id, error=str(error))
             continue
@@ -55,31 +74,31 @@ def _purged(session: Session, instance_id: str) -> None:
 
 async def finish_stops(facility: Facility, cloud: Cloud) -> None:
     """Powers off what somebody asked to stop or delete, where the hub did not get to the end of it."""
-    overdue = await facility.ask(lambda session: _overdue(session, now() - STOP_OVERDUE))
-    if not overdue:
+    for instance_id in await facility.ask(_overdue):
+        try:
+            await _finish_stop(facility, cloud, instance_id)
+        except CloudError as error:
+            # the next one must not wait for it
+            log.warning("stop put off", instance=instance_id, error=str(error))
+
+
+async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str) -> None:
+    servers, _ = await belongings.find(cloud, facility.deployment_id, instance_id)
+    if all(is_ended(server) for server in servers):
+        await facility.ask(partial(_stopped, instance_id=instance_id))
         return
-    servers = {server["metadata"].get(builders.INSTANCE_KEY): server for server in await cloud.servers(facility.deployment_id)}
-    for instance_id in overdue:
-        server = servers.get(instance_id)
-        if server is None or (server["status"] in ENDED and not server["OS-EXT-STS:task_state"]):
-            await facility.ask(partial(_stopped, instance_id=instance_id))
-        elif not server["OS-EXT-STS:task_state"]:
+    # somebody may have started it again while the cloud was asked
+    if instance_id not in await facility.ask(_overdue):
+        return
+    for server in servers:
+        if not is_ended(server) and not task_of(server):
             log.info("finishing a stop", instance=instance_id, server=server["id"])
-            try:
-                await cloud.act(server["id"], "os-stop")
-            except CloudError as error:
-                # the next one must not wait for it
-                log.warning("stop put off", instance=instance_id, error=str(error))
+            await cloud.act(server["id"], "os-stop")
 
 
-def _overdue(session: Session, before: datetime) -> list[str]:
-    return list(
-        session.scalars(
-            select(Intent.instance_id).where(
-                Intent.kind.in_([IntentKind.STOP, IntentKind.DELETE]), Intent.outcome.is_(None), Intent.asked_at < before
-            )
-        )
-    )
+def _overdue(session: Session) -> list[str]:
+    open_stop = Intent.kind.in_([IntentKind.STOP, IntentKind.DELETE]) & Intent.outcome.is_(None)
+    return list(session.scalars(select(Intent.instance_id).where(open_stop, Intent.asked_at < now() - STOP_OVERDUE)))
 
 
 def _stopped(session: Session, instance_id: str) -> None:
@@ -105,24 +124,15 @@ class Readoption:
         self.tried.pop(instance_id, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """An instance that is meant to run."""
-
-    instance_id: str
-    login: str
-    server_name: str
-
-
 def meant_to_run(session: Session) -> list[Launched]:
-    """Instances whose newest intent is a launch that neither failed nor was cancelled."""
-    newest = select(func.max(Intent.id)).group_by(Intent.instance_id)
+    """Instances whose current intent is a launch that neither failed nor was cancelled."""
+    current = select(func.max(Intent.id)).where(instances.counting()).group_by(Intent.instance_id)
     query = (
         select(Instance.id, User.login, Instance.server_name)
         .join(User, User.id == Instance.owner_id)
         .join(Intent, Intent.instance_id == Instance.id)
         .where(
-            Intent.id.in_(newest),
+            Intent.id.in_(current),
             Instance.deleted_at.is_(None),
             Intent.kind == IntentKind.LAUNCH,
             Intent.outcome.is_(None) | (Intent.outcome == Outcome.DONE),

@@ -294,6 +294,15 @@ def admin(hub) -> Visitor:
     return admin
 
 
+def test_an_admin_neither_opens_an_instance_of_others_nor_makes_their_tokens(hub, admin):
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    scopes = set(hub.api("GET", "user", admin.token).json()["scopes"])
+    assert {"admin-ui", "servers"} <= scopes
+    assert not {"access:servers", "tokens", "shares"} & scopes
+    assert hub.api("POST", f"users/{visitor.login}/tokens", admin.token, json={}).status_code in (403, 404)
+
+
 def test_an_admin_starts_and_stops_for_others_and_it_is_noted_who_did(hub, admin):
     visitor = hub.visitor()
     hub.launched(visitor)

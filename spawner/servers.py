@@ -1,0 +1,61 @@
+"""Reads Nova's description of a server: pure functions over the JSON of `GET /servers/detail`.
+
+ref: https://docs.openstack.org/api-guide/compute/server_concepts.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import builders
+
+Server = dict[str, Any]
+
+# how a server that is there but not up is brought up again
+WAKE = {
+    "SHUTOFF": "os-start",
+    "SHELVED": "unshelve",
+    "SHELVED_OFFLOADED": "unshelve",
+    "PAUSED": "unpause",
+    "SUSPENDED": "resume",
+}
+# nothing runs there, whatever the guest does
+ENDED = frozenset({"SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "ERROR", "DELETED", "SOFT_DELETED"})
+GOING_DOWN = frozenset({"powering-off", "shelving", "shelving_offloading", "suspending", "pausing", "deleting", "soft-deleting"})
+
+
+def task_of(server: Server) -> str | None:
+    # missing from the bare description of a server whose cell does not answer
+    return server.get("OS-EXT-STS:task_state")
+
+
+def is_ended(server: Server) -> bool:
+    """Certain: it is off, and nothing is under way that would change it."""
+    return server["status"] in ENDED and not task_of(server)
+
+
+def is_moving(server: Server) -> bool:
+    """Something is under way at whose end it will be off, or that has to end before it can be started."""
+    return task_of(server) in GOING_DOWN or (server["status"] in WAKE and task_of(server) is not None)
+
+
+def instance_of(server: Server) -> str | None:
+    return server.get("metadata", {}).get(builders.INSTANCE_KEY)
+
+
+def belongs_to(server: Server, deployment_id: str, instance_id: str) -> bool:
+    return server.get("metadata", {}).get(builders.DEPLOYMENT_KEY) == deployment_id and instance_of(server) == instance_id
+
+
+def address_of(server: Server) -> str:
+    """The first fixed address of a server, '' before it has one."""
+    for addresses in server.get("addresses", {}).values():
+        for address in addresses:
+            if address.get("OS-EXT-IPS:type", "fixed") == "fixed":
+                return address["addr"]
+    return ""
+
+
+def fault_of(server: Server) -> str:
+    fault = server.get("fault") or {}
+    return f"{fault.get('code', '')} {fault.get('message', '')}".strip() or server["status"]
