@@ -239,6 +239,15 @@ def test_a_resume_of_a_plan_that_was_withdrawn(hub):
 # --- the quota
 
 
+def test_an_instance_whose_server_is_gone_is_not_replaced_by_an_empty_one(hub, stopped):
+    (server,) = hub.servers(stopped)
+    hub.devcloud.trouble(server["id"], "forget")
+    hub.start_again(stopped)
+    failed = hub.until_intent(stopped, kind="launch", outcome="failed")
+    assert "no longer has the server" in failed.message
+    assert hub.servers(stopped) == []
+
+
 def test_launches_at_once_never_exceed_the_quota(hub):
     visitor = hub.visitor(quota=2)
     with ThreadPoolExecutor() as pool:

@@ -11,7 +11,7 @@ from facility_hub import FacilityHub, Visitor
 from running_hub import until
 
 from hub import instances
-from hub.database.tables import Instance, IntentKind, now
+from hub.database.tables import Instance, IntentKind, Outcome, now
 from hub.steward.tasks import LONGEST_PAUSE, Readoption
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -146,3 +146,60 @@ def test_each_instance_has_pauses_of_its_own_until_it_is_back():
     assert not readoption.due("one", NOW)
     readoption.back("one")
     assert readoption.due("one", NOW) and not readoption.due("two", NOW)
+
+
+# --- lifetimes
+
+
+def test_a_lifetime_that_is_over_stops_and_marks_the_instance(hub):
+    visitor, other = hub.visitor(), hub.visitor()
+    hub.launched(visitor)
+    hub.launched(other)
+    instance = hub.instance(visitor)
+
+    def end(session: Any) -> None:
+        session.get_one(Instance, instance.id).ends_at = now() - timedelta(seconds=1)
+
+    hub.change(end)
+    until(lambda: hub.instance(visitor).deleted_at, "the instance is marked")
+    until(lambda: hub.servers(visitor)[0]["status"] == "SHUTOFF", "its server is off")
+    assert (hub.intent(visitor).actor, hub.intent(visitor).reason) == ("steward", "its lifetime is over")
+    # it can be restored, and nobody else's is touched
+    assert hub.instance(visitor).purge_at > now() and hub.servers(visitor)
+    assert hub.instance(other).deleted_at is None
+
+
+# --- what is taken back, and what is not
+
+
+def lose(hub: FacilityHub, visitor: Visitor) -> None:
+    """The hub is made to believe that it stopped the instance, though nobody wants that: as when it had restarted meanwhile."""
+    instance = hub.instance(visitor)
+    hub.end(visitor, token=hub.token)
+
+    def forget(session: Any) -> None:
+        stop = session.get_one(Instance, instance.id).intents[-1]
+        assert stop.kind == IntentKind.STOP
+        # a stop that was called off counts as none
+        stop.outcome = Outcome.CANCELLED
+
+    hub.change(forget)
+
+
+def test_an_instance_that_nobody_stopped_is_taken_back(hub):
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    lose(hub, visitor)
+    hub.until_ready(visitor.login, "films")
+    launch = hub.until_intent(visitor, kind="launch", outcome="done")
+    assert launch.actor == "steward" and len(hub.servers(visitor)) == 1
+
+
+def test_an_instance_that_the_rules_refuse_meanwhile_is_not_taken_back_but_stopped(hub):
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    hub.end_membership(visitor)
+    lose(hub, visitor)
+    stop = hub.until_intent(visitor, kind="stop", outcome="done")
+    assert stop.actor == "steward" and "not a member" in stop.reason
+    assert hub.servers(visitor)[0]["status"] == "SHUTOFF"

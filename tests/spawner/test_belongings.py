@@ -1,0 +1,57 @@
+"""What belongs to an instance is found though a listing leaves it out, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from spawner import belongings, builders
+from spawner.cloud import Cloud
+from spawner.devcloud.process import DevcloudProcess
+
+OURS = str(uuid4())
+
+
+@pytest.fixture
+def ours(devcloud: DevcloudProcess) -> Cloud:
+    return Cloud("devcloud", devcloud.clouds_yaml)
+
+
+async def launched(cloud: Cloud, instance_id: str, deployment_id: str = OURS) -> str:
+    port = await cloud.create_port(builders.port_request(await cloud.network_id("hutch"), instance_id, deployment_id))
+    body = builders.server_request(
+        instance_id=instance_id,
+        deployment_id=deployment_id,
+        image_id=await cloud.image_id("hutch-notebook"),
+        flavor_id=await cloud.flavor_id("m1.small"),
+        port_id=port["id"],
+        user_data="#cloud-config\n",
+    )
+    server_id = await cloud.create_server(body)
+    async with asyncio.timeout(30):
+        while (await cloud.server(server_id) or {})["status"] != "ACTIVE":
+            await asyncio.sleep(0.02)
+    return server_id
+
+
+async def test_a_server_that_a_listing_leaves_out_is_found_by_its_port(ours):
+    """Nova leaves out the servers of a cell that does not answer, and says 200."""
+    instance = str(uuid4())
+    server = await launched(ours, instance)
+    servers, ports = await belongings.find(ours, OURS, instance, listed=[])
+    assert [one["id"] for one in servers] == [server] and [port["device_id"] for port in ports] == [server]
+
+
+async def test_a_new_instance_has_nothing(ours):
+    assert await belongings.find(ours, OURS, str(uuid4())) == ([], [])
+
+
+async def test_removal_takes_all_of_one_instance_and_nothing_of_another(ours):
+    instance, other, theirs = (str(uuid4()) for _ in range(3))
+    for one, deployment in ((instance, OURS), (other, OURS), (instance, theirs)):
+        await launched(ours, one, deployment)
+    assert await belongings.remove(ours, OURS, instance) == 2
+    assert await belongings.remove(ours, OURS, instance) == 0
+    assert len((await belongings.find(ours, OURS, other))[0]) == len((await belongings.find(ours, theirs, instance))[0]) == 1
