@@ -22,6 +22,16 @@ KEPT_VARIABLES = ("PYTHON", "LD_", "LC_", "LANG", "TZ")
 PAUSE_SECONDS = 1.0
 """Between the death of a nursery and its successor."""
 ANSWER_LIMIT_SECONDS = 2.0
+NURSERY_LIMIT_SECONDS = 120.0
+"""For an answer of the nursery: most of it for its imports, when an image is read from a slow disk for the first time."""
+
+
+class LaunchError(Exception):
+    """A stage failed; the sentence is for the owner, the detail for whoever looks after the image."""
+
+    def __init__(self, sentence: str, detail: str = "") -> None:
+        super().__init__(sentence)
+        self.detail = detail
 
 
 class Notebook:
@@ -33,10 +43,11 @@ class Notebook:
         self.ended = asyncio.create_task(wire.until_ended(pidfd))
 
     async def ask(self, message: wire.Message) -> wire.Message | None:
-        """Its answer, or None if it is too busy, or gone."""
+        """Its answer, or None if it is too busy, or gone, or not itself: its owner can make it answer anything."""
         try:
             answer, _ = await asyncio.wait_for(self._line.ask(message), ANSWER_LIMIT_SECONDS)
-        except (wire.Closed, TimeoutError):
+        except Exception as error:
+            log.warning("The notebook gave no answer: %r", error)
             return None
         return answer
 
@@ -87,11 +98,17 @@ class Nurse:
                 await wire.until_ended(os.pidfd_open(self._process.pid))
             log.warning("The nursery ended and is started again")
             await asyncio.sleep(PAUSE_SECONDS)
-            self.start()
+            try:
+                self.start()
+            except OSError:
+                log.exception("The nursery could not be started; it is tried again")
 
-    async def settle_account(self, create: bool, owner: str, home: Path) -> wire.Message:
+    async def settle_account(self, create: bool, owner: str, home: Path) -> str | None:
+        """The account that the owner's notebook takes on, None for our own."""
         answer, _ = await self._ask("kernels", {"do": "account", "create": create, "owner": owner, "home": str(home)})
-        return answer
+        if "error" in answer:
+            raise LaunchError(answer["error"])
+        return answer["account"]
 
     async def bear(self, request: wire.Message, log_path: Path) -> Notebook:
         """A new notebook, with a process beside it that forks its kernels."""
@@ -113,15 +130,20 @@ class Nurse:
 
     async def _ask(self, whom: str, message: wire.Message, descriptors: Sequence[int] = ()) -> tuple[wire.Message, list[int]]:
         """Asked again of the successor if a nursery dies over the question."""
-        while True:
-            channel = self._channels[whom]
-            try:
-                return await channel.ask(message, descriptors)
-            except wire.Closed:
-                # one of the two may have died alone: only both together are started again
-                if self._channels[whom] is channel:
-                    self.stop()
-                await asyncio.sleep(PAUSE_SECONDS / 10)
+        try:
+            async with asyncio.timeout(NURSERY_LIMIT_SECONDS):
+                while True:
+                    channel = self._channels[whom]
+                    try:
+                        return await channel.ask(message, descriptors)
+                    except wire.Closed:
+                        # one of the two may have died alone: only both together are started again
+                        if self._channels[whom] is channel:
+                            self.stop()
+                        await asyncio.sleep(PAUSE_SECONDS / 10)
+        except TimeoutError as error:
+            self.stop()
+            raise LaunchError("What notebooks are started from does not answer; the instance may be short of memory.") from error
 
     def stop(self) -> None:
         if self._process:

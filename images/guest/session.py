@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from . import wire
-from .nurse import Notebook, Nurse, base_environment
+from .nurse import LaunchError, Notebook, Nurse, base_environment
 
 log = logging.getLogger("hutch.agent")
 
@@ -44,14 +44,6 @@ SAME_SERVER = ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_SERVICE_URL", "JUPYTERHU
 
 class OtherOwnerError(Exception):
     """The instance belongs to somebody else."""
-
-
-class LaunchError(Exception):
-    """A stage failed; the sentence is for the owner, the detail for whoever looks after the image."""
-
-    def __init__(self, sentence: str, detail: str = "") -> None:
-        super().__init__(sentence)
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -95,29 +87,28 @@ class Launch:
         self.finished = False
         self._events: list[dict[str, Any]] = []
         self._news = asyncio.Condition()
-        self._begun = time.monotonic()
+        self._stage = "account"
+        self._begun = self._stage_begun = time.monotonic()
 
-    async def tell(self, stage: str, state: str, message: str, *, since: float | None = None, **more: Any) -> None:
-        seconds = round(time.monotonic() - (self._begun if since is None else since), 3)
+    async def tell(self, stage: str, state: str, message: str, **more: Any) -> None:
+        now = time.monotonic()
+        if state == "started":
+            self._stage, self._stage_begun = stage, now
+        seconds = round(now - (self._begun if stage == "ready" else self._stage_begun), 3)
         async with self._news:
             self._events.append({"stage": stage, "state": state, "seconds": seconds, "message": message, **more})
             self.finished = stage == "ready" or state == "failed"
             self._news.notify_all()
 
+    async def fail(self, message: str, detail: str = "") -> None:
+        """In the stage that was begun last."""
+        await self.tell(self._stage, "failed", message, detail=detail)
+
     @contextlib.asynccontextmanager
     async def stage(self, name: str, beginning: str, end: str) -> AsyncIterator[None]:
-        since = time.monotonic()
-        await self.tell(name, "started", beginning, since=since)
-        try:
-            yield
-        except LaunchError as error:
-            await self.tell(name, "failed", str(error), since=since, detail=error.detail)
-            raise
-        except Exception as error:
-            log.exception("Stage %s of launch %s failed", name, self.identifier)
-            await self.tell(name, "failed", "The agent met an error of its own.", since=since, detail=repr(error))
-            raise LaunchError("The agent met an error of its own.") from error
-        await self.tell(name, "done", end, since=since)
+        await self.tell(name, "started", beginning)
+        yield
+        await self.tell(name, "done", end)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         told = 0
@@ -125,9 +116,8 @@ class Launch:
             async with self._news:
                 while told == len(self._events):
                     await self._news.wait()
-            for event in self._events[told:]:
-                told += 1
-                yield event
+            yield self._events[told]
+            told += 1
 
 
 class Session:
@@ -200,9 +190,13 @@ class Session:
                     await self._begin(launch, order)
         except LaunchError as error:
             log.warning("Launch %s failed: %s", launch.identifier, error)
+            await launch.fail(str(error), error.detail)
         except asyncio.CancelledError:
-            await launch.tell("notebook", "failed", "The launch was called off.", detail="")
+            await launch.fail("The launch was called off.")
             raise
+        except Exception as error:
+            log.exception("Launch %s failed", launch.identifier)
+            await launch.fail("The agent met an error of its own.", repr(error))
         else:
             message = "Your notebook was still running and is yours again." if kept else "Your notebook answers."
             await launch.tell("ready", "done", message, kept=kept)
@@ -214,7 +208,7 @@ class Session:
         if self._notebook is None or self.state != "running" or not same:
             return False
         answer = await self._notebook.ask({"do": "rekey", "environment": environment})
-        if answer is None or not answer["done"]:
+        if not (answer and answer.get("done")):
             return False
         self._order, self._environment = order, environment
         await launch.tell("notebook", "done", "The running notebook has its new token.")
@@ -225,10 +219,7 @@ class Session:
         self.state, self._order = "starting", order
         try:
             async with launch.stage("account", "Preparing your account and home folder.", "Your account and home are ready."):
-                answer = await self._nurse.settle_account(self._create_account, order.owner, self._home)
-                if "error" in answer:
-                    raise LaunchError(answer["error"])
-                self._account = answer["account"]
+                self._account = await self._nurse.settle_account(self._create_account, order.owner, self._home)
                 self._environment = self._environment_of(order)
             async with launch.stage("environment", "Preparing the environment of your notebook.", "The environment is ready."):
                 notebook = await self._bear()
@@ -279,11 +270,11 @@ class Session:
             log.warning("The notebook ended; restart %d in %.0f s", self.restarts, pause)
             await asyncio.sleep(pause)
             self.state = "starting"
-            notebook = await self._bear()
             try:
+                notebook = await self._bear()
                 await self._until_answers(notebook)
-            except LaunchError as error:
-                log.warning("%s", error)
+            except Exception as error:
+                log.warning("The notebook could not be restarted: %r", error)
                 await notebook.end(STOPPING_LIMIT_SECONDS)
             else:
                 self.state = "running"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 
 import pytest
 
-from images.guest import identity, nursery, session, wire
+from images.guest import identity, nurse, nursery, session, wire
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,49 @@ async def test_whoever_listens_late_hears_a_launch_from_its_beginning():
     await launch.tell("account", "started", "Preparing.")
     await launch.tell("ready", "done", "Your notebook answers.")
     assert [event["stage"] async for event in launch.events()] == ["account", "ready"]
+
+
+ORDER = session.Order("1", "ann", {"JUPYTERHUB_API_TOKEN": "secret"}, [], 1)
+
+
+async def test_an_error_of_the_agents_own_ends_the_launch(monkeypatch, tmp_path):
+    """As where an account has a number and no name."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)
+    launch = session.Session(nurse.Nurse(tmp_path), tmp_path, tmp_path, "127.0.0.1", False).accept(ORDER)
+    (event,) = [event async for event in launch.events()]
+    assert (event["stage"], event["state"]) == ("account", "failed")
+    assert event["detail"]
+
+
+@pytest.fixture
+async def watched_nurse(monkeypatch, tmp_path):
+    """One that need not wait long, and cannot start anything yet."""
+    monkeypatch.setattr(nurse, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    found = nurse.Nurse(tmp_path)
+    found.start()
+    watch = asyncio.create_task(found.watch())
+    yield found
+    watch.cancel()
+    found.stop()
+
+
+async def test_a_nursery_that_never_answers_fails_the_launch(watched_nurse, monkeypatch, tmp_path):
+    monkeypatch.setattr(nurse, "NURSERY_LIMIT_SECONDS", 0.5)
+    launch = session.Session(watched_nurse, tmp_path, tmp_path, "127.0.0.1", False).accept(ORDER)
+    events = [event async for event in launch.events()]
+    assert [(event["stage"], event["state"]) for event in events] == [("account", "started"), ("account", "failed")]
+    assert "does not answer" in events[-1]["message"]
+
+
+async def test_a_nursery_that_cannot_be_started_is_tried_again(watched_nurse, monkeypatch, caplog, until, tmp_path):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    await until(lambda: "could not be started" in caplog.text, "a start failed")
+    monkeypatch.undo()
+    assert await watched_nurse.settle_account(False, "ann", tmp_path / "home") is None
+    assert (tmp_path / "home").is_dir()
 
 
 def test_a_secret_is_not_shown_with_its_order():

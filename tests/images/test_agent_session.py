@@ -142,6 +142,46 @@ async def test_a_question_that_was_under_way_is_asked_again_of_a_new_nursery(gue
     assert [event["stage"] async for event in events] == STAGES[1:]
 
 
+async def test_a_restart_that_fails_is_tried_again(guest, until):
+    await guest.push(guest.session())
+    log = guest.state / "notebook.log"
+    log.rename(guest.state / "aside.log")
+    log.mkdir()
+    guest.notebook_process.kill()
+
+    async def has_failed():
+        return (await guest.status())["restarts"] > 1
+
+    async def is_back():
+        return (await guest.status())["notebook"] == "running"
+
+    await until(has_failed, "a restart failed for want of a log")
+    log.rmdir()
+    await until(is_back, "the notebook came back")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param("b'nonsense'", id="not JSON"),
+        pytest.param("b'[1]'", id="not an object"),
+        pytest.param("b'[' * 100_000", id="nested without end"),
+        pytest.param("json.dumps({'number': question['number']}).encode()", id="nothing in it"),
+    ],
+)
+async def test_a_notebook_that_its_owner_made_answer_nonsense_is_replaced(guest, answer):
+    configuration = guest.home / ".jupyter" / "jupyter_server_config.py"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(
+        f"import json\nfrom images.guest import wire\nwire.answer = lambda connection, question, *_: connection.send({answer})\n"
+    )
+    await guest.push(guest.session())
+    notebook = guest.notebook_process
+    assert (await guest.status())["kernels"] == {"total": 0, "busy": 0}
+    assert (await guest.push(guest.session(launch="2")))[-1]["kept"] is False
+    assert guest.notebook_process != notebook
+
+
 async def test_nothing_outlives_the_agent(guest, start_kernel, until):
     await guest.push(guest.session())
     async with guest.browser() as browser:
