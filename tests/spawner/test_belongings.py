@@ -31,9 +31,11 @@ async def launched(cloud: Cloud, instance_id: str, deployment_id: str = OURS) ->
     )
     server_id = await cloud.create_server(body)
     async with asyncio.timeout(30):
-        while (await cloud.server(server_id) or {})["status"] != "ACTIVE":
+        while True:
+            server = await cloud.server(server_id)
+            if server and server["status"] == "ACTIVE":
+                return server_id
             await asyncio.sleep(0.02)
-    return server_id
 
 
 async def test_a_server_that_a_listing_leaves_out_is_found_by_its_port(ours):
