@@ -78,8 +78,6 @@ class FacilityUsers(Authenticator):
     auth_refresh_age = Int(30, help="Read roles and groups anew after this many seconds. Default: 30.").tag(config=True)
     # who has left the facility has left with their API tokens too
     auth_refresh_strict = Bool(True).tag(config=True)
-    refresh_pre_spawn = Bool(True).tag(config=True)
-    refresh_pre_stop = Bool(True).tag(config=True)
 
     @property
     def facility(self) -> Facility:

@@ -8,11 +8,12 @@ with the instance: options that come later cannot change it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import isawaitable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from jupyterhub.spawner import Spawner
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,6 +34,7 @@ from .facility import Facility
 T = TypeVar("T")
 STEWARD = "steward"
 CLOUD = "cloud"
+EXPECTED_FOR_SECONDS = 60.0
 # reasons of a LaunchError that are no rule's
 DATABASE, OVERTAKEN = "database", "overtaken"
 
@@ -73,7 +75,7 @@ class Granted:
     flavor: str
     is_new: bool
     never_came_up: bool
-    expected_seconds: float | None
+    plan_id: str
 
 
 def refusal(sentence: str, rule: str, status_code: int = 403) -> LaunchError:
@@ -108,7 +110,7 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
         flavor=plan.flavor,
         is_new=is_new,
         never_came_up=instance.first_ready_at is None,
-        expected_seconds=instances.expected_seconds(session, instance.plan_id),
+        plan_id=plan.id,
     )
 
 
@@ -187,6 +189,7 @@ def _check(decision: access.Decision) -> None:
 class Launching(Spawner):
     """The facility's side of a spawner."""
 
+    _expected: ClassVar[dict[str, tuple[float, float | None]]] = {}
     granted: Granted | None = None
     launch: LaunchLog | None = None
     _instance_id = ""
@@ -230,11 +233,19 @@ class Launching(Spawner):
             raise
         self._by_steward = asked.by_steward
         self.image, self.flavor, self.is_new = granted.image, granted.flavor, granted.is_new
-        self.launch.expected_seconds = granted.expected_seconds
+        self.launch.expected_seconds = await self._expected_seconds(granted.plan_id)
         self.launch.done(Stage.RIGHTS)
         hook = super().run_pre_spawn_hook()
         if isawaitable(hook):
             await hook
+
+    async def _expected_seconds(self, plan_id: str) -> float | None:
+        """The median of the plan's last launches, as of a minute ago at most."""
+        at, seconds = self._expected.get(plan_id, (-EXPECTED_FOR_SECONDS, None))
+        if time.monotonic() - at >= EXPECTED_FOR_SECONDS:
+            seconds = await self._ask(lambda session: instances.expected_seconds(session, plan_id))
+            self._expected[plan_id] = (time.monotonic(), seconds)
+        return seconds
 
     def _note_granted(self, granting: asyncio.Future[Granted]) -> None:
         if not granting.cancelled() and not granting.exception():
