@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
 from facility_hub import FacilityHub, facility
+
+# Playwright's own needs a library that a bare machine lacks
+if node := shutil.which("node"):
+    os.environ.setdefault("PLAYWRIGHT_NODEJS_PATH", node)
 
 # quick enough to be waited for; a site's own values are minutes
 HURRY = """
@@ -37,6 +43,7 @@ def facility_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FacilityH
 @pytest.fixture
 def hub(facility_hub: FacilityHub) -> Iterator[FacilityHub]:
     """The shared hub; what a test orders of the cloud is over with it."""
+    assert facility_hub.is_up(), f"the hub that the tests share has ended:\n{facility_hub.log_end()}"
     yield facility_hub
     facility_hub.devcloud.clear_faults()
     facility_hub.devcloud.next_boot()

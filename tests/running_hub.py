@@ -78,11 +78,14 @@ class RunningHub:
         until(self._answers, f"the hub answers; see {self.log_file}", START_SECONDS)
 
     def _answers(self) -> bool:
-        assert self.process and self.process.poll() is None, f"the hub ended by itself:\n{self.log()[-3000:]}"
+        assert self.process and self.process.poll() is None, f"the hub ended by itself:\n{self.log_end()}"
         try:
             return requests.get(f"http://localhost:{self.port}/hub/api/", timeout=5).status_code == 200
         except requests.ConnectionError:
             return False
+
+    def is_up(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
         """As a crash would: nothing is tidied up. The proxy, which the hub would find again, goes too."""
@@ -108,6 +111,15 @@ class RunningHub:
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
+
+    def log_end(self) -> str:
+        """The last lines, without the proxy's and without what is only for debugging."""
+        lines = [
+            line
+            for line in self.log().splitlines()
+            if line[:1] in "[T " and not line.startswith("[D") and "ConfigProxy" not in line
+        ]
+        return "\n".join(lines[-40:])
 
     # --- its REST API
 
