@@ -34,7 +34,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """An experiment as the rules see it; roles is {user id: role in the experiment} of those who are members now."""
+    """An experiment as the rules see it; roles is {user id: role in the experiment}, of the person whom they are asked about."""
 
     id: str
     proposal_id: str

@@ -87,8 +87,8 @@ def create(
     session.flush()
     session.add(InstanceMember(instance_id=instance.id, user_id=owner_id, role=MemberRole.OWNER))
     session.add_all(InstanceExperiment(instance_id=instance.id, experiment_id=name) for name in experiment_ids)
-    # the name, as it was then: people read the history
-    record_event(session, instance.id, "created", actor=owner_id, message=f"plan {session.get_one(Plan, plan_id).name}")
+    plan_name = session.scalar(select(Plan.name).where(Plan.id == plan_id))
+    record_event(session, instance.id, "created", actor=owner_id, message=f"plan {plan_name}")
     return instance
 
 

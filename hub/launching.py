@@ -125,7 +125,7 @@ def _may_start(session: Session, facility: Facility, asked: Asked, owner: access
 
 def _first_launch(session: Session, facility: Facility, asked: Asked, person: access.Person) -> tuple[Instance, access.PlanOffer]:
     options = _parsed(asked.options)
-    plan, visits = _plan_and_visits(session, options)
+    plan, visits = _plan_and_visits(session, options, person.id)
     _check(access.may_launch(person, plan, visits, owned=records.count_owned(session, person.id)))
     instance = instances.create(
         session,
@@ -152,7 +152,7 @@ def _check_resume(session: Session, asked: Asked, person: access.Person, instanc
                 "options-changed",
                 409,
             )
-    plan, visits = _plan_and_visits(session, held)
+    plan, visits = _plan_and_visits(session, held, person.id)
     _check(access.may_launch(person, plan, visits, owned=None))
     return plan
 
@@ -169,11 +169,11 @@ def _parsed(options: dict[str, Any]) -> LaunchOptions:
         ) from error
 
 
-def _plan_and_visits(session: Session, options: LaunchOptions) -> tuple[access.PlanOffer, list[access.Visit]]:
+def _plan_and_visits(session: Session, options: LaunchOptions, person_id: str) -> tuple[access.PlanOffer, list[access.Visit]]:
     plan = records.find_plan(session, options.plan)
     if plan is None:
         raise refusal(f"There is no plan {options.plan!r} (any more).", "unknown-plan", 404)
-    visits = records.experiments_named(session, options.experiments)
+    visits = records.experiments_named(session, options.experiments, person_id)
     missing = sorted(set(options.experiments) - {visit.id for visit in visits})
     if missing:
         # the same words whether it exists or not would hide typing errors; experiment numbers are no secret

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from .access import Person, PlanOffer, Visit
@@ -15,8 +15,10 @@ from .database.tables import (
     FacilityRole,
     Instance,
     InstanceMember,
+    Instrument,
     InstrumentScientist,
     Plan,
+    Proposal,
     User,
     UserRole,
 )
@@ -43,33 +45,42 @@ def find_person(session: Session, login: str, now: datetime, default_quota: int)
 
 def experiments_of(session: Session, user_id: str) -> list[Visit]:
     """Every experiment that the person is a member of now, newest first."""
-    mine = select(ExperimentMember.experiment_id).where(ExperimentMember.user_id == user_id, ExperimentMember.ended_at.is_(None))
-    return _visits(session, Experiment.id.in_(mine))
+    return _visits(session, user_id, ExperimentMember.user_id.is_not(None))
 
 
-def experiments_named(session: Session, ids: Iterable[str]) -> list[Visit]:
-    return _visits(session, Experiment.id.in_(list(ids)))
+def experiments_named(session: Session, ids: Iterable[str], user_id: str) -> list[Visit]:
+    """The experiments of these ids, with the part that the person has in them, if any."""
+    return _visits(session, user_id, Experiment.id.in_(list(ids)))
 
 
-def _visits(session: Session, condition) -> list[Visit]:
+def _visits(session: Session, user_id: str, condition: ColumnElement[bool]) -> list[Visit]:
+    # columns, not objects: this is asked at every launch
+    is_member = (
+        (ExperimentMember.experiment_id == Experiment.id)
+        & (ExperimentMember.user_id == user_id)
+        & ExperimentMember.ended_at.is_(None)
+    )
     query = (
-        select(Experiment)
+        select(
+            Experiment.id,
+            Experiment.proposal_id,
+            Experiment.instrument_id,
+            func.coalesce(Experiment.title, Proposal.title),
+            Instrument.name,
+            Experiment.starts_at,
+            Experiment.ends_at,
+            ExperimentMember.role,
+        )
+        .select_from(Experiment)
+        .join(Proposal, Proposal.id == Experiment.proposal_id)
+        .join(Instrument, Instrument.id == Experiment.instrument_id)
+        .outerjoin(ExperimentMember, is_member)
         .where(condition, Experiment.ended_at.is_(None))
-        .options(joinedload(Experiment.proposal), joinedload(Experiment.instrument), selectinload(Experiment.members))
         .order_by(Experiment.starts_at.desc(), Experiment.id)
     )
     return [
-        Visit(
-            id=row.id,
-            proposal_id=row.proposal_id,
-            instrument_id=row.instrument_id,
-            title=row.title or row.proposal.title,
-            instrument=row.instrument.name,
-            starts_at=row.starts_at,
-            ends_at=row.ends_at,
-            roles={member.user_id: member.role for member in row.members if member.ended_at is None},
-        )
-        for row in session.scalars(query)
+        Visit(name, proposal, instrument, title, instrument_name, starts_at, ends_at, {user_id: role} if role else {})
+        for name, proposal, instrument, title, instrument_name, starts_at, ends_at, role in session.execute(query)
     ]
 
 
