@@ -18,7 +18,7 @@ ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-backgroun
 FIRST_LOAD_BYTES = 200 * 1024
 NUMBERS = count()
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
