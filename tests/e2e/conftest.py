@@ -88,7 +88,8 @@ def assert_nothing_left(folder: Path) -> None:
     until(lambda: not commands(), f"nothing of the demo runs, but: {commands()}", 10)
 
 
-@pytest.fixture(scope="session")
+# for one test: Playwright's loop would stand in the way of tests that bring their own
+@pytest.fixture
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         if os.environ.get("CI"):
