@@ -39,7 +39,7 @@ def test_an_admin_stops_starts_and_deletes_from_the_admin_panel(sign_in: Callabl
 def row(page: Page, demo: Any) -> Locator:
     """The row of Carol's instance, in a panel that was just loaded, as it does not follow what happens."""
     page.goto(f"{demo.address}/hub/admin?name_filter=carol")
-    found = page.locator("tr", has_text="carol-s-steels")
+    found = page.get_by_test_id("user-row-carol-carol-s-steels")
     found.wait_for()
     return found
 

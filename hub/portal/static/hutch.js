@@ -27,6 +27,12 @@ document.addEventListener("htmx:afterSettle", () => {
   focused = false;
 });
 
+// a name that was typed while the page asked for another suggestion stays
+document.addEventListener("htmx:oobBeforeSwap", (event) => {
+  const name = document.getElementById("name");
+  if (event.detail.target.id === "name-field" && name.value !== name.form.elements.suggested.value) event.detail.shouldSwap = false;
+});
+
 document.addEventListener("submit", (event) => {
   const form = event.target;
   if (!("once" in form.dataset) || event.submitter?.formMethod === "get") return;
