@@ -17,10 +17,11 @@ WRITTEN = "from pathlib import Path; Path('kept.txt').write_text('beam on'); pri
 def run_cell(page: Page, code: str, answer: str) -> None:
     """A new notebook in JupyterLab, and its first cell."""
     page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
+    # what is run before JupyterLab has settled on a kernel can be lost
+    expect(page.get_by_text("| Idle")).to_be_visible(timeout=60_000)
     cell = page.locator(".jp-Notebook .jp-Cell").first
     cell.locator(".cm-content").click()
     page.keyboard.type(code)
-    # JupyterLab takes the cell to the kernel as soon as that is there
     page.keyboard.press("Shift+Enter")
     expect(cell.locator(".jp-OutputArea-output")).to_contain_text(answer, timeout=60_000)
 
