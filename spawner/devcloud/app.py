@@ -35,7 +35,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPEN_PATHS = {"/image", "/image/", "/image/versions", "/image/v2", "/image/v2/", "/network", "/network/", *nova_versions.DISCOVERY}
 SUBNETS = [f"127.{number}.0.0/16" for number in range(64, 128)]
-SUBNET_LOCK_PORT = 9
+# above 1024, as the demo is for ordinary users too
+SUBNET_LOCK_PORT = 9509
 SERVER_HEADER = f"devcloud ({NOTE})"
 
 
