@@ -12,18 +12,15 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from . import builders
 from .cloud import CloudError
+from .servers import Server, instance_of
 
 LISTINGS = Counter("hutch_cloud_listings", "Listings of the cloud's servers", ["outcome"])
 LISTED_SERVERS = Gauge("hutch_cloud_servers", "Servers of this deployment at the last good listing")
 LISTED_AT = Gauge("hutch_cloud_listed_timestamp_seconds", "When the last good listing began")
-
-Server = dict[str, Any]
 
 
 class Reflector:
@@ -46,7 +43,7 @@ class Reflector:
         self._task: asyncio.Task[None] | None = None
 
     def of_instance(self, instance_id: str) -> list[Server]:
-        return [server for server in self.servers.values() if server["metadata"].get(builders.INSTANCE_KEY) == instance_id]
+        return [server for server in self.servers.values() if instance_of(server) == instance_id]
 
     async def fresh(self, within_seconds: float) -> bool:
         """Waits for a good listing that began after this call; False when there was none in time."""
