@@ -1,15 +1,27 @@
-"""What an adapter hands over: frames of rows as the source wrote them, each with the place it came from.
+"""What an adapter hands over: one frame per table, as the source has it, and what each frame is complete for.
 
-A frame is named after its table (`user`, `experiment`). A table that an adapter does not hand over is left as it is; a table
-that comes empty means that the source knows no such record.
+A frame is a Polars DataFrame whose columns are fields of its table (`etl.schema`), as text or in the field's own type. Beside
+them it may have:
+
+- `_place` (text): the file, query or address that the row comes from;
+- `_line` (integer): which row of it, from 1; without it, rows are counted;
+- `_fault` (text): what the adapter found wrong with the row; it is rejected, and its values are not trusted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import polars as pl
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 from hub.errors import HutchError
+
+PLACE, LINE, FAULT = "_place", "_line", "_fault"
+Frames = dict[str, pl.DataFrame]
 
 
 class SourceError(HutchError):
@@ -17,27 +29,23 @@ class SourceError(HutchError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    values: dict[str, Any]
-    place: str
-    line: int
-    # what the adapter found wrong with it; such a row is rejected, and its values are not trusted
-    fault: str | None = None
+class Scope:
+    """Which of its records a frame tells about: those whose `column` is one of `values`. Others are left as they are."""
 
-
-Frames = dict[str, list[Row]]
+    column: str
+    values: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
-    place: str
-    line: int
-    column: str
-    reason: str
+class Extract:
+    """What was read. A table without a frame is left as it is.
 
-    def __str__(self) -> str:
-        where = f"{self.place}:{self.line}" + (f", {self.column}" if self.column else "")
-        return f"{where}: {self.reason}"
+    scopes: {table: Scope} for frames that do not tell of the whole table; None as a Scope means that the frame only adds and
+    changes, and nothing ends for not being in it. A table that is not in scopes is whole: what it does not name has ended.
+    """
+
+    frames: Frames
+    scopes: Mapping[str, Scope | None] = field(default_factory=dict)
 
 
 class Adapter(Protocol):
@@ -45,4 +53,26 @@ class Adapter(Protocol):
 
     name: str
 
-    def read(self) -> Frames: ...
+    def read(self) -> Extract: ...
+
+
+def _beside(path: Path, info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("folder", ""), path.expanduser())
+
+
+# in settings; a relative one counts from the folder of the source's file
+File = Annotated[Path, AfterValidator(_beside)]
+
+
+class Settings(BaseModel):
+    """What an adapter is told in its source's file; an adapter is a subclass with a `name` and a `read`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def secret(file: Path) -> str:
+    """A password or token from a file of its own."""
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read: {error.strerror}") from error

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Generator, Iterator
 
+import live_servers
 import pytest
 from facility_hub import FacilityHub, facility
 
@@ -56,3 +57,21 @@ def hub(facility_hub: FacilityHub) -> Iterator[FacilityHub]:
     yield facility_hub
     facility_hub.devcloud.clear_faults()
     facility_hub.devcloud.next_boot()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[live_servers.PostgreSQL]:
+    with live_servers.postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[live_servers.MariaDB]:
+    with live_servers.mariadb() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[str]:
+    with live_servers.rabbitmq() as url:
+        yield url

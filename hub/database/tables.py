@@ -42,6 +42,12 @@ class MemberRole(StrEnum):
     SUPPORT = "support"
 
 
+class RunKind(StrEnum):
+    LOAD = "load"
+    PUSH = "push"
+    UNDO = "undo"
+
+
 class IntentKind(StrEnum):
     LAUNCH = "launch"
     STOP = "stop"
@@ -99,17 +105,51 @@ class Record:
 
 
 class EtlRun(Base):
-    """One load of one source. counts: {table: {"added", "changed", "ended", "unchanged", "rejected"}}."""
+    """One load of one source, or the undoing of one. counts: {table: {"added", "changed", "ended", "unchanged", "rejected"}}.
+
+    outcome: "done", "refused" (by the guard) or "failed" (the source could not be read); None while it runs, or when it was killed.
+    """
 
     __tablename__ = "etl_run"
     id: Mapped[int] = mapped_column(primary_key=True)
-    source: Mapped[str]
+    source: Mapped[str] = mapped_column(index=True)
     adapter: Mapped[str]
+    kind: Mapped[str] = mapped_column(default=RunKind.LOAD)
+    # the run that this one undid
+    undoes: Mapped[int | None] = mapped_column(ForeignKey("etl_run.id"), default=None)
+    # of a push: a batch that comes again changes nothing
+    batch: Mapped[str | None] = mapped_column(default=None)
     started_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     message: Mapped[str | None] = mapped_column(Text)
+
+
+class EtlChange(Base):
+    """What a record was before a run changed or ended it; what it added has no row here. For `hutch etl undo` and `history`."""
+
+    __tablename__ = "etl_change"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("etl_run.id"), index=True)
+    record: Mapped[str]
+    # the record's key columns, and all its columns before the run
+    key: Mapped[dict[str, Any]] = mapped_column(JSON)
+    before: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class EtlRejection(Base):
+    """The quarantine: a row that a run did not take. place: the file or query; line: the row in it, from 1."""
+
+    __tablename__ = "etl_rejection"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("etl_run.id"), index=True)
+    record: Mapped[str]
+    place: Mapped[str]
+    line: Mapped[int]
+    key: Mapped[str] = mapped_column(default="")
+    field: Mapped[str] = mapped_column(default="")
+    reason: Mapped[str] = mapped_column(Text)
 
 
 # --- facility records
@@ -134,8 +174,13 @@ class User(Record, Base):
     email: Mapped[str | None]
     orcid: Mapped[str | None]
     affiliation_id: Mapped[str | None] = mapped_column(ForeignKey("affiliation.id"))
-    # set by an admin, never by a run; None = the site's default, -1 = without limit
+    # how many instances the source allots; None = by the person's roles, -1 = without limit
+    instances_allotted: Mapped[int | None] = mapped_column(default=None)
+    # set by an admin, never by a run, and stronger than all else; -1 = without limit
     instance_quota: Mapped[int | None] = mapped_column(default=None)
+    core_quota: Mapped[int | None] = mapped_column(default=None)
+    # names and addresses were replaced at the person's wish
+    forgotten_at: Mapped[datetime | None] = mapped_column(default=None)
 
     affiliation: Mapped[Affiliation | None] = relationship()
     roles: Mapped[list[UserRole]] = relationship(back_populates="user")
@@ -158,6 +203,9 @@ class Proposal(Record, Base):
     title: Mapped[str] = mapped_column(Text)
     summary: Mapped[str | None] = mapped_column(Text)
     url: Mapped[str | None] = mapped_column(Text)
+    doi: Mapped[str | None]
+    # the end of the embargo: from then on its data is open to all; None = never
+    public_at: Mapped[datetime | None]
 
 
 class Experiment(Record, Base):
@@ -168,6 +216,8 @@ class Experiment(Record, Base):
     proposal_id: Mapped[str] = mapped_column(ForeignKey("proposal.id"), index=True)
     instrument_id: Mapped[str] = mapped_column(ForeignKey("instrument.id"), index=True)
     title: Mapped[str | None] = mapped_column(Text)
+    url: Mapped[str | None] = mapped_column(Text)
+    doi: Mapped[str | None]
     starts_at: Mapped[datetime | None]
     ends_at: Mapped[datetime | None]
 
@@ -203,13 +253,64 @@ class UserRole(Record, Base):
     user: Mapped[User] = relationship(back_populates="roles")
 
 
+class UserGroup(Record, Base):
+    """A person in a group of people, such as a school or a project, until expires_at (None = without end)."""
+
+    __tablename__ = "user_group"
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True)
+    group: Mapped[str] = mapped_column(primary_key=True, index=True)
+    expires_at: Mapped[datetime | None]
+
+
+# --- who is who
+
+
+class Identity(Base):
+    """Somebody as another system knows them: the `sub` of an OIDC issuer, or a person's id in a source (issuer `source:<name>`)."""
+
+    __tablename__ = "identity"
+    issuer: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
+    linked_at: Mapped[datetime] = mapped_column(default=now)
+    # "login", "orcid", or the member of staff who confirmed it
+    linked_by: Mapped[str]
+
+
+class IdentitySuggestion(Base):
+    """Somebody whom only an e-mail address or a name connects with a user: for staff to confirm, never believed by itself."""
+
+    __tablename__ = "identity_suggestion"
+    issuer: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
+    reason: Mapped[str] = mapped_column(Text)
+    since: Mapped[datetime] = mapped_column(default=now)
+
+
+class Notice(Base):
+    """Something that one person is to be told, on their pages and by mail."""
+
+    __tablename__ = "notice"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
+    at: Mapped[datetime] = mapped_column(default=now)
+    subject: Mapped[str]
+    text: Mapped[str] = mapped_column(Text)
+    seen_at: Mapped[datetime | None]
+    # None while it waits to be sent
+    mailed_at: Mapped[datetime | None]
+
+
 # --- catalogue
 
 
 class Plan(Record, Base):
     """A Glance image and a Nova flavor (each by name or id) under one name that users pick.
 
-    instruments and roles limit who may pick it; both empty = everybody.
+    limits: who may pick it: those for whom one of the entries holds; none = everybody. An entry holds when all that it names
+    holds: {"instruments": [id], "roles": [name], "groups": [name], "from": moment, "until": moment}.
+    lifetimes: {role, or "" for everybody: days}; none = the site's.
     """
 
     __tablename__ = "plan"
@@ -221,8 +322,8 @@ class Plan(Record, Base):
     cores: Mapped[int]
     memory_mb: Mapped[int]
     position: Mapped[int] = mapped_column(default=100)
-    instruments: Mapped[list[str]] = mapped_column(JSON, default=list)
-    roles: Mapped[list[str]] = mapped_column(JSON, default=list)
+    limits: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    lifetimes: Mapped[dict[str, float]] = mapped_column(JSON, default=dict)
 
 
 # --- instances
