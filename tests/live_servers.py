@@ -6,6 +6,7 @@ import os
 import pwd
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -54,11 +55,15 @@ def _folder(user: str | None) -> Iterator[Path]:
 
 
 def _as(user: str | None, *command: str) -> list[str]:
-    return [program("setpriv"), f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups", *command] if user else list(command)
+    if user is None:
+        return list(command)
+    return [program("setpriv"), f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups", *command]
 
 
 @contextmanager
-def _running(command: list[str], log: Path, answers: Callable[[], object], environment: dict[str, str] | None = None) -> Iterator[None]:
+def _running(
+    command: list[str], log: Path, answers: Callable[[], object], environment: dict[str, str] | None = None
+) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}, start_new_session=True
@@ -90,7 +95,7 @@ class PostgreSQL:
     def new_database(self, name: str = "") -> str:
         name = name or f"d{secrets.token_hex(6)}"
         with psycopg.connect(self._dsn(), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0 ENCODING \'UTF8\' LOCALE \'C.UTF-8\'')
+            connection.execute(f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8'")
         return f"postgresql+psycopg://hutch@127.0.0.1:{self.port}/{name}"
 
     def drop_database(self, url: str) -> None:
@@ -103,7 +108,7 @@ class PostgreSQL:
 
 @contextmanager
 def postgresql() -> Iterator[PostgreSQL]:
-    """A PostgreSQL that trusts whoever connects from this machine, for as long as the block runs. Durable as a production one is not."""
+    """A PostgreSQL that trusts whoever connects from this machine, for as long as the block runs; it does not wait for the disk."""
     homes = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
     initdb, postgres = program("initdb", *homes), program("postgres", *homes)
     user = _ordinary_user()
@@ -118,7 +123,8 @@ def postgresql() -> Iterator[PostgreSQL]:
             "fsync": "off",
             "max_connections": 200,
         }
-        command = _as(user, postgres, "-D", str(data), *(part for key, value in options.items() for part in ("-c", f"{key}={value}")))
+        settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
+        command = _as(user, postgres, "-D", str(data), *settings)
         with _running(command, folder / "log", lambda: psycopg.connect(server._dsn()).close()):
             yield server
 
@@ -146,12 +152,21 @@ def mariadb() -> Iterator[MariaDB]:
         made = ["--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db", *account]
         subprocess.run([install, *made], check=True, capture_output=True, cwd=folder)
         # one statement a line
-        (folder / "init.sql").write_text("CREATE USER hutch@'127.0.0.1';\nGRANT ALL ON *.* TO hutch@'127.0.0.1' WITH GRANT OPTION;\n")
-        command = [
-            mariadbd, "--no-defaults", f"--datadir={data}", f"--port={server.port}", "--bind-address=127.0.0.1", "--skip-name-resolve",
-            f"--socket={folder}/socket", f"--pid-file={folder}/pid", f"--init-file={folder}/init.sql", "--sql-mode=",
-            "--log-bin-trust-function-creators=1", "--innodb-flush-log-at-trx-commit=0", *account,
-        ]  # fmt: skip
+        account_made = "CREATE USER hutch@'127.0.0.1';\nGRANT ALL ON *.* TO hutch@'127.0.0.1' WITH GRANT OPTION;\n"
+        (folder / "init.sql").write_text(account_made)
+        options = {
+            "datadir": data,
+            "port": server.port,
+            "bind-address": "127.0.0.1",
+            "socket": folder / "socket",
+            "pid-file": folder / "pid",
+            "init-file": folder / "init.sql",
+            "sql-mode": "",
+            "log-bin-trust-function-creators": 1,
+            "innodb-flush-log-at-trx-commit": 0,
+        }
+        settings = [f"--{key}={value}" for key, value in options.items()]
+        command = [mariadbd, "--no-defaults", "--skip-name-resolve", *settings, *account]
 
         def answers() -> None:
             pymysql.connect(host="127.0.0.1", port=server.port, user="hutch").close()
@@ -183,8 +198,6 @@ def rabbitmq() -> Iterator[str]:
         }
 
         def answers() -> None:
-            import socket
-
             with socket.create_connection(("127.0.0.1", port), 2) as connection:
                 # the server's own greeting: it hangs up at a protocol that it does not know, and says which it speaks
                 connection.sendall(b"HELLO???")
