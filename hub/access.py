@@ -55,6 +55,14 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """One way to be allowed a plan: it holds when all that it names holds; what is empty is not asked for."""
+
+    instruments: frozenset[str] = frozenset()
+    roles: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class PlanOffer:
     """A plan as the rules see it."""
 
@@ -65,8 +73,7 @@ class PlanOffer:
     flavor: str = ""
     cores: int = 0
     memory_mb: int = 0
-    instruments: frozenset[str] = frozenset()
-    roles: frozenset[str] = frozenset()
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +105,25 @@ def may_use_experiments(person: Person, visits: Sequence[Visit]) -> Decision:
 
 
 def may_pick(person: Person, plan: PlanOffer, visits: Sequence[Visit]) -> Decision:
-    """A limited plan is for the roles it names, the scientists of its instruments, and experiments on them."""
+    """A limited plan is for those for whom one of its limits holds."""
     records = (f"plan:{plan.id}",)
-    if not plan.instruments and not plan.roles:
+    if not plan.limits:
         return Decision(True, "plan-for-all", records=records)
     if person.is_admin:
         return Decision(True, "plan-admin", records=records)
-    if person.roles & plan.roles:
-        return Decision(True, "plan-role", records=records)
-    if person.scientist_of & plan.instruments or any(visit.instrument_id in plan.instruments for visit in visits):
-        return Decision(True, "plan-instrument", records=records)
-    limits = []
-    if plan.instruments:
-        limits.append(f"for experiments on {_listed(plan.instruments)}")
-    if plan.roles:
-        limits.append(f"for {_listed(plan.roles)}")
-    return Decision(False, "plan-limited", f"{plan.name} is only {' or '.join(limits)}.", records)
+    if any(_holds(limit, person, visits) for limit in plan.limits):
+        return Decision(True, "plan-limit", records=records)
+    return Decision(False, "plan-limited", f"{plan.name} is only {', or '.join(map(_in_words, plan.limits))}.", records)
+
+
+def _holds(limit: Limit, person: Person, visits: Sequence[Visit]) -> bool:
+    places = person.scientist_of | {visit.instrument_id for visit in visits}
+    return (not limit.instruments or bool(limit.instruments & places)) and (not limit.roles or bool(limit.roles & person.roles))
+
+
+def _in_words(limit: Limit) -> str:
+    words = [f"for experiments on {_listed(limit.instruments)}"] if limit.instruments else []
+    return " and ".join([*words, *([f"for {_listed(limit.roles)}"] if limit.roles else [])])
 
 
 def may_own_another(person: Person, owned: int) -> Decision:

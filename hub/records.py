@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from .access import Person, PlanOffer, Visit
+from .access import Limit, Person, PlanOffer, Visit
 from .database.tables import (
     Experiment,
     ExperimentMember,
@@ -103,8 +103,7 @@ def _offer(row: Plan) -> PlanOffer:
         flavor=row.flavor,
         cores=row.cores,
         memory_mb=row.memory_mb,
-        instruments=frozenset(row.instruments),
-        roles=frozenset(row.roles),
+        limits=tuple(Limit(frozenset(one.get("instruments", ())), frozenset(one.get("roles", ()))) for one in row.limits),
     )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from hub import records
-from hub.access import ADMIN_ACTIONS, Action, Person, PlanOffer, Visit, may_act, may_launch, may_own_another, may_pick
+from hub.access import ADMIN_ACTIONS, Action, Limit, Person, PlanOffer, Visit, may_act, may_launch, may_own_another, may_pick
 from hub.access import may_use_experiments as may_use
 from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import (
@@ -40,7 +40,8 @@ def visit(*members: str, id: str = "P1-1", on: str = "ID16") -> Visit:
 
 
 def plan(instruments: str = "", roles: str = "") -> PlanOffer:
-    return PlanOffer("imaging", "Imaging", instruments=frozenset(instruments.split()), roles=frozenset(roles.split()))
+    named = Limit(frozenset(instruments.split())), Limit(roles=frozenset(roles.split()))
+    return PlanOffer("imaging", "Imaging", limits=tuple(limit for limit in named if limit != Limit()))
 
 
 HERS, HERS_TOO, FOREIGN = visit("ann", "bob"), visit("ann", id="P2-1", on="D22"), visit("bob", id="P3-1")
@@ -75,16 +76,16 @@ def test_experiments_are_those_of_the_owner(who, visits, allowed, rule):
     ("who", "offer", "visits", "allowed", "rule"),
     [
         pytest.param(person(), plan(), [HERS], True, "plan-for-all", id="unlimited"),
-        pytest.param(person(), plan("ID16"), [HERS], True, "plan-instrument", id="experiment-on-the-instrument"),
+        pytest.param(person(), plan("ID16"), [HERS], True, "plan-limit", id="experiment-on-the-instrument"),
         pytest.param(person(), plan("ID16"), [HERS_TOO], False, "plan-limited", id="experiment-elsewhere"),
-        pytest.param(person(), plan("ID16"), [HERS_TOO, HERS], True, "plan-instrument", id="one-experiment-there"),
+        pytest.param(person(), plan("ID16"), [HERS_TOO, HERS], True, "plan-limit", id="one-experiment-there"),
         pytest.param(person(), plan("ID16"), [], False, "plan-limited", id="no-experiment"),
-        pytest.param(person(scientist_of=frozenset({"ID16"})), plan("ID16"), [], True, "plan-instrument", id="its-scientist"),
+        pytest.param(person(scientist_of=frozenset({"ID16"})), plan("ID16"), [], True, "plan-limit", id="its-scientist"),
         pytest.param(person(scientist_of=frozenset({"D22"})), plan("ID16"), [], False, "plan-limited", id="another-scientist"),
-        pytest.param(person("staff"), plan(roles="staff"), [], True, "plan-role", id="role"),
+        pytest.param(person("staff"), plan(roles="staff"), [], True, "plan-limit", id="role"),
         pytest.param(person("guest"), plan(roles="staff"), [], False, "plan-limited", id="another-role"),
-        pytest.param(person("staff"), plan("ID16", "staff"), [HERS_TOO], True, "plan-role", id="role-or-instrument-by-role"),
-        pytest.param(person(), plan("ID16", "staff"), [HERS], True, "plan-instrument", id="role-or-instrument-by-instrument"),
+        pytest.param(person("staff"), plan("ID16", "staff"), [HERS_TOO], True, "plan-limit", id="role-or-instrument-by-role"),
+        pytest.param(person(), plan("ID16", "staff"), [HERS], True, "plan-limit", id="role-or-instrument-by-instrument"),
         pytest.param(person(), plan("ID16", "staff"), [HERS_TOO], False, "plan-limited", id="neither-role-nor-instrument"),
         pytest.param(person("admin"), plan("ID16", "staff"), [], True, "plan-admin", id="admin"),
     ],
@@ -173,7 +174,8 @@ visits = st.lists(
     ),
     max_size=3,
 )
-plans = st.builds(PlanOffer, id=st.just("p"), name=st.just("P"), instruments=st.frozensets(names), roles=roles)
+limits = st.lists(st.builds(Limit, instruments=st.frozensets(names), roles=roles), max_size=3).map(tuple)
+plans = st.builds(PlanOffer, id=st.just("p"), name=st.just("P"), limits=limits)
 owned = st.none() | st.integers(0, 4)
 
 

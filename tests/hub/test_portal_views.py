@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from starlette.datastructures import Headers, QueryParams
 
-from hub.access import Person, PlanOffer, Visit
+from hub.access import Limit, Person, PlanOffer, Visit
 from hub.database.tables import Instance, InstanceEvent, Intent, Plan
 from hub.instances import State
 from hub.portal import new_instance, views, wording
@@ -234,7 +234,7 @@ def test_the_clock_says_what_was_expected_and_when_it_is_exceeded(expected, elap
 
 # --- the form
 
-ID11 = PlanOffer("gpu", "GPU", cores=8, memory_mb=65536, instruments=frozenset({"ID11"}))
+ID11 = PlanOffer("gpu", "GPU", cores=8, memory_mb=65536, limits=(Limit(frozenset({"ID11"})),))
 NOTEBOOK = PlanOffer("notebook", "Notebook", cores=2, memory_mb=8192)
 # newest first, as they come from the database
 VISITS = [visit("later", 9, 10), visit("next", 3, 4), visit("run", -1, 1), visit("old", -20, -18, instrument="ID11")]
