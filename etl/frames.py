@@ -76,3 +76,26 @@ def secret(file: Path) -> str:
         return file.read_text().strip()
     except OSError as error:
         raise SourceError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+# --- until all of the core works on frames
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    values: dict
+    place: str
+    line: int
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    place: str
+    line: int
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"{self.place}:{self.line}" + (f", {self.column}" if self.column else "")
+        return f"{where}: {self.reason}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
+from databases import database_url
 from running_hub import RunningHub, free_port, until
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
@@ -36,6 +37,8 @@ import hub
 c.Hutch.facility_name = "Example Facility"
 c.Hutch.contact = {contact!r}
 c.Hutch.portal_port = {portal_port}
+c.Hutch.database_url = {database_url!r}
+c.JupyterHub.db_url = {hub_database_url!r}
 c.Hutch.steward_interval_seconds = 0.3
 c.OpenStackSpawner.cloud_name = "devcloud"
 c.OpenStackSpawner.clouds_yaml = {clouds_yaml!r}
@@ -69,9 +72,13 @@ class FacilityHub(RunningHub):
     def __init__(self, folder: Path, devcloud: DevcloudProcess, more: str = "") -> None:
         self.devcloud, self.state = devcloud, folder / ".hutch"
         clouds_yaml = str(devcloud.clouds_yaml)
-        config = CONFIG.format(contact=CONTACT, portal_port=free_port(), clouds_yaml=clouds_yaml, more=more, folder=str(folder))
+        self.state.mkdir(parents=True, mode=0o700)
+        databases = {"database_url": database_url(self.state), "hub_database_url": database_url(self.state, "jupyterhub")}
+        config = CONFIG.format(
+            contact=CONTACT, portal_port=free_port(), clouds_yaml=clouds_yaml, more=more, folder=str(folder), **databases
+        )
         super().__init__(folder, config)
-        self.engine = open_database(f"sqlite:///{self.state / 'hutch.sqlite'}")
+        self.engine = open_database(databases["database_url"])
         upgrade(self.engine)
         run(self.engine, Files(EXAMPLE), "example", allow_removals=True)
         self._sessions = sessions(self.engine)

@@ -50,6 +50,8 @@ def open_database(url: str) -> Engine:
         raise DatabaseError(f"database_url {_shown(url)!r} is not a database URL; write sqlite:////folder/file.sqlite") from error
     except ModuleNotFoundError as error:
         raise DatabaseError(f"database_url needs the Python package {error.name!r}, which is not installed") from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise DatabaseError(f"database_url {_shown(url)!r} is neither PostgreSQL nor SQLite, the two that Hutch works on")
     event.listen(engine, "handle_error", _explain)
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
@@ -76,8 +78,11 @@ def take_turn(work: Connection | Session) -> None:
 
 
 def _options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "postgresql":
+        waits = f"-c lock_timeout={BUSY_TIMEOUT_SECONDS * 1000}"
+        return {"pool_pre_ping": True, "connect_args": {"options": f"{waits} -c timezone=UTC"}}
     if url.get_backend_name() != "sqlite":
-        return {"pool_pre_ping": True}
+        return {}
     # IMMEDIATE: the first write waits its turn; by default SQLite lets it begin as a reader and fails it without waiting
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": "IMMEDIATE"}}
     if _in_memory(url):
@@ -105,8 +110,10 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
-_SQLITE_TROUBLE = {
-    "database is locked": f"stayed locked by another writer for {BUSY_TIMEOUT_SECONDS} seconds; try again later",
+_LOCKED = f"stayed locked by another writer for {BUSY_TIMEOUT_SECONDS} seconds; try again later"
+_TROUBLE = {
+    "canceling statement due to lock timeout": _LOCKED,
+    "database is locked": _LOCKED,
     "unable to open database file": "cannot be opened; check that the folder exists and that this account may write there",
     "attempt to write a readonly database": "cannot be written by this account; check the owner of the file and its folder",
     "file is not a database": "is not a SQLite database; check database_url",
@@ -119,7 +126,7 @@ def _explain(context: ExceptionContext) -> None:
     """Say in a plain sentence what is wrong with the database itself; errors in statements stay what they are."""
     name = context.engine.url.render_as_string(hide_password=True) if context.engine else "the database"
     words = str(context.original_exception)
-    for symptom, meaning in _SQLITE_TROUBLE.items():
+    for symptom, meaning in _TROUBLE.items():
         if words.startswith(symptom):
             raise DatabaseError(f"{name} {meaning}") from context.original_exception
     if context.connection is None and isinstance(context.sqlalchemy_exception, DBAPIError):

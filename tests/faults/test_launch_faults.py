@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import sqlite3
-from contextlib import closing
 
 import pytest
 from facility_hub import FacilityHub, Visitor
 from running_hub import until
 
+from hub.database.engine import take_turn
 from hub.database.tables import Intent
 
 STAGES = {"create", "boot", "identify", "account", "environment", "notebook"}
@@ -259,11 +258,11 @@ def test_a_database_that_stays_locked(hub):
     hub.devcloud.fault(method="POST", path="/servers$", action="delay", seconds=1)
     hub.launch(other)
     until(lambda: hub.ports(other), "the other launch has begun")
-    with closing(sqlite3.connect(hub.state / "hutch.sqlite", isolation_level=None)) as locking:
-        locking.execute("BEGIN IMMEDIATE")
+    with hub.engine.connect() as locking:
+        take_turn(locking)
         answer = hub.launch(visitor)
         until(lambda: not hub.server(other.login, "films").get("pending"), "the other launch is over")
-        locking.execute("ROLLBACK")
+        locking.rollback()
     hub.until_idle(visitor.login, "films")
     assert hub.instances(visitor) == [] and hub.orphans() == []
     assert answer.status_code in (202, 503)

@@ -17,6 +17,7 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
+from databases import database_url
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -43,6 +44,7 @@ from hub.configuration import Hutch
 from hub.portal.service import USER_SCOPES, address, service
 
 c.Hutch.state_dir = {state_dir!r}
+c.Hutch.database_url = {database_url!r}
 c.Hutch.portal_port = {portal_port}
 c.Hutch.facility_name = "Rehearsal Facility"
 c.Hutch.contact = "help@facility.example"
@@ -92,7 +94,7 @@ class RunningHub:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        engine = open_database(f"sqlite:///{self.folder / 'hutch.sqlite'}")
+        engine = open_database(database_url(self.folder))
         with sessions(engine).begin() as session:
             yield session
         engine.dispose()
@@ -169,7 +171,16 @@ def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub
     names = dict(zip(("port", "hub_port", "proxy_port", "portal_port"), ports, strict=True))
     config = folder / "jupyterhub_config.py"
     templates = str(ROOT / "hub" / "templates")
-    config.write_text(CONFIG.format(state_dir=str(folder), password=PASSWORD, templates=templates, config=str(config), **names))
+    config.write_text(
+        CONFIG.format(
+            state_dir=str(folder),
+            database_url=database_url(folder),
+            password=PASSWORD,
+            templates=templates,
+            config=str(config),
+            **names,
+        )
+    )
     hub = RunningHub(folder, ports[0], None, folder / "hub.log")  # type: ignore[arg-type]
     _furnish(hub)
 
@@ -201,7 +212,7 @@ def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub
 
 def _furnish(hub: RunningHub) -> None:
     """What every test takes for granted: an instrument and the plans by which a launch is steered."""
-    upgrade(open_database(f"sqlite:///{hub.folder / 'hutch.sqlite'}"))
+    upgrade(open_database(database_url(hub.folder)))
     with hub.session() as session:
         session.add_all([Instrument(id="ID16", name="ID16"), Instrument(id="ID11", name="ID11")])
         plans = {
@@ -221,7 +232,7 @@ def _furnish(hub: RunningHub) -> None:
                     flavor="flavor",
                     cores=cores,
                     memory_mb=memory_mb,
-                    instruments=instruments,
+                    limits=[{"instruments": instruments}] if instruments else [],
                     position=position,
                 )
             )

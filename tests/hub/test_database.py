@@ -50,7 +50,10 @@ def _schema(engine) -> dict[str, list[str]]:
     query = text("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE :ours")
     with engine.connect() as connection:
         rows = connection.execute(query, {"ours": f"%{database.VERSION_TABLE}%"}).all()
-    return {name: sorted(part.strip(" \t)") for part in (sql or "").replace("\n", " ").split(",")) for name, sql in rows}
+    return {
+        name: sorted(part.strip(" \t)") for part in (sql or "").replace("\n", " ").replace('"', "").split(","))
+        for name, sql in rows
+    }
 
 
 def test_upgrading_twice_changes_nothing(url):
@@ -224,7 +227,8 @@ def test_what_is_no_database_is_named(tmp_path, content, message):
         pytest.param("", "is not a database URL", id="nothing"),
         pytest.param("unheard://of", "is not a database URL", id="unknown-kind"),
         pytest.param("sqlite:////dev/null/hutch.sqlite", "cannot make the folder /dev/null", id="no-place-for-a-folder"),
-        pytest.param("mysql+mysqldb://u:secret@h/db", "needs the Python package 'MySQLdb'", id="no-driver"),
+        pytest.param("postgresql+asyncpg://u:secret@h/db", "needs the Python package 'asyncpg'", id="no-driver"),
+        pytest.param("mysql+pymysql://u:secret@h/db", "is neither PostgreSQL nor SQLite", id="another-database"),
     ],
 )
 def test_an_url_that_cannot_be_opened_is_named_without_its_password(wrong, message):

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.fernet import Fernet
+from databases import database_url
 from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
@@ -88,13 +89,13 @@ class Alone:
 
 @pytest.fixture
 async def alone(tmp_path, played_hub) -> AsyncIterator[Alone]:
-    engine = open_database(f"sqlite:///{tmp_path / 'hutch.sqlite'}")
+    engine = open_database(database_url(tmp_path))
     upgrade(engine)
     with sessions(engine)() as session:
         session.add(User(id="1", login="ann", given_name="Ann", family_name="L"))
         session.add(Plan(id="notebook", name="Notebook", image="i", flavor="f", cores=1, memory_mb=1))
         session.commit()
-        portal = create_app(Hutch(state_dir=str(tmp_path)))
+        portal = create_app(Hutch(state_dir=str(tmp_path), database_url=database_url(tmp_path)))
         cookie = {"hutch-portal": Fernet((tmp_path / "portal.key").read_bytes()).encrypt(b"token").decode()}
         app = portal._app
         async with (
@@ -129,7 +130,7 @@ async def test_cookies_cannot_be_set_by_a_neighbour(played_hub, tmp_path, monkey
 
 async def test_a_cookie_that_a_neighbour_could_have_set_is_not_read(alone, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://portal--service.hub.example/services/portal/")
-    portal = httpx.ASGITransport(create_app(Hutch(state_dir=str(tmp_path))))
+    portal = httpx.ASGITransport(create_app(Hutch(state_dir=str(tmp_path), database_url=database_url(tmp_path))))
     sealed = alone.browser.cookies["hutch-portal"]
     async with httpx.AsyncClient(transport=portal, base_url=f"https://portal{BASE}") as browser:
         answers = [

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.fernet import Fernet
+from databases import database_url
 
 from hub.configuration import Hutch
 from hub.database.engine import open_database, upgrade
@@ -365,7 +366,7 @@ def test_the_hubs_own_pages_lead_to_the_portal(running_hub, browser, person, pat
 
 
 async def test_without_the_hub_pages_say_that_what_runs_goes_on(tmp_path, monkeypatch):
-    upgrade(open_database(f"sqlite:///{tmp_path / 'hutch.sqlite'}"))
+    upgrade(open_database(database_url(tmp_path)))
     for name, value in {
         "API_TOKEN": "service",
         "API_URL": "http://127.0.0.1:9/hub/api",
@@ -374,7 +375,7 @@ async def test_without_the_hub_pages_say_that_what_runs_goes_on(tmp_path, monkey
         "SERVICE_NAME": "portal",
     }.items():
         monkeypatch.setenv(f"JUPYTERHUB_{name}", value)
-    portal = httpx.ASGITransport(create_app(Hutch(state_dir=str(tmp_path))))
+    portal = httpx.ASGITransport(create_app(Hutch(state_dir=str(tmp_path), database_url=database_url(tmp_path))))
     sealed = Fernet((tmp_path / "portal.key").read_bytes()).encrypt(b"token").decode()
     async with httpx.AsyncClient(transport=portal, base_url="http://portal") as client:
         page = await client.get("/services/portal/", headers={"Cookie": f"hutch-portal={sealed}"})

@@ -28,6 +28,9 @@ def runs() -> None:
         run.add_column(sa.Column("undoes", sa.Integer(), sa.ForeignKey("etl_run.id", name="fk_etl_run_undoes_etl_run")))
         run.add_column(sa.Column("batch", name))
         run.create_index("ix_etl_run_source", ["source"])
+    # a default was for the rows that were there
+    with op.batch_alter_table("etl_run") as run:
+        run.alter_column("kind", server_default=None)
     op.create_table(
         "etl_change",
         sa.Column("id", sa.Integer(), primary_key=True),
@@ -104,3 +107,5 @@ def plans() -> None:
     with op.batch_alter_table("plan") as plan:
         plan.drop_column("instruments")
         plan.drop_column("roles")
+        plan.alter_column("limits", server_default=None)
+        plan.alter_column("lifetimes", server_default=None)
