@@ -13,6 +13,7 @@ import re
 import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -102,6 +103,11 @@ class AgentClient:
     async def end(self, address: str, fingerprint: str) -> None:
         """Stop the notebook; the instance keeps running and keeps its owner."""
         async with self._request("DELETE", "session", address, fingerprint, _SHORT):
+            pass
+
+    async def send_away(self, address: str, fingerprint: str, user: str) -> None:
+        """Close what this user of the hub, who lost their access, has open in the notebook."""
+        async with self._request("DELETE", f"users/{quote(user, safe='')}", address, fingerprint, _SHORT):
             pass
 
     async def wait_listening(self, address: str, port: int, deadline: float) -> None:

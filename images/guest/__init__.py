@@ -10,6 +10,7 @@ relatively, so that a recipe can copy the folder into an image under any package
     nursery.py    a process that has imported JupyterLab ahead, and forks notebooks from itself
     notebook.py   what runs in the forked process
     extension.py  what we add to the Jupyter server in it
+    visitors.py   who is in it, and how somebody is sent away
     kernels.py    the process that bears a notebook's Python kernels
     wire.py       messages, and the file descriptors that travel with them, between these processes
     vitals.py     processor, memory and disk of the instance

@@ -1,4 +1,4 @@
-"""The agent's HTTPS service: launch, status, end, for nobody but the hub."""
+"""The agent's HTTPS service: launch, status, end, and who must leave, for nobody but the hub."""
 
 from __future__ import annotations
 
@@ -81,6 +81,13 @@ async def delete_session(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def delete_user(request: web.Request) -> web.Response:
+    """This user of the hub lost their access: what they have open in the notebook ends now."""
+    if not await request.app[SESSION].send_away(request.match_info["name"]):
+        return _refusal(503, "busy", "The notebook is too busy to close a connection.")
+    return web.Response(status=204)
+
+
 @web.middleware
 async def only_the_hub(request: web.Request, handler: Any) -> web.StreamResponse:
     if request.transport is None or not identity.is_hub(request.transport.get_extra_info("peercert")):
@@ -99,6 +106,7 @@ def make_app(session: Session, home: Path) -> web.Application:
         [
             web.post("/v1/session", post_session),
             web.delete("/v1/session", delete_session),
+            web.delete("/v1/users/{name}", delete_user),
             web.get("/v1/status", get_status),
         ]
     )

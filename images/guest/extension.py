@@ -1,7 +1,7 @@
 """What we add to the running Jupyter server: a line to the agent, kernels that are forked, a note of the owner's last input.
 
-Over the line the agent hands over a new token, when the hub has taken the instance up again, so that kernels live on; and it asks
-what the kernels do.
+Over the line the agent hands over a new token, when the hub has taken the instance up again, so that kernels live on; it sends
+people away whose access has ended; and it asks what the kernels do.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
 from . import wire
+from .visitors import Visitors
 
 READ_FROM_THE_ENVIRONMENT = (
     "access_scopes",
@@ -77,20 +78,24 @@ def _load_jupyter_server_extension(server: Any) -> None:
     assert _agent_line is not None
     # these files hold the token; they are for programs and browsers that look for servers on their own machine
     server.write_server_info_file = server.write_browser_open_files = lambda: None
-    server.io_loop.add_callback(answer_agent, server, _agent_line)
+    server.io_loop.add_callback(answer_agent, server, _agent_line, Visitors(server))
 
 
-async def answer_agent(server: Any, line: socket.socket) -> None:
+async def answer_agent(server: Any, line: socket.socket, visitors: Visitors) -> None:
     with contextlib.suppress(wire.Closed):
         while True:
             await wire.until_readable(line.fileno())
             message, _ = wire.receive(line)
             try:
-                if message["do"] == "rekey":
-                    rekey(server, message["environment"])
-                    wire.answer(line, message, {"done": True})
-                else:
-                    wire.answer(line, message, report(server))
+                match message["do"]:
+                    case "rekey":
+                        rekey(server, message["environment"])
+                        wire.answer(line, message, {"done": True})
+                    case "send-away":
+                        visitors.send_away(message["user"])
+                        wire.answer(line, message, {"done": True})
+                    case _:
+                        wire.answer(line, message, report(server))
             except Exception:
                 server.log.exception("The agent's request %s failed", message["do"])
                 wire.answer(line, message, {"done": False})

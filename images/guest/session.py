@@ -168,6 +168,13 @@ class Session:
         answer = await self._notebook.ask({"do": "report"}) if self._notebook and self.state == "running" else None
         return answer or {}
 
+    async def send_away(self, user: str) -> bool:
+        """Closes what this user of the hub has open in the notebook; False if it is too busy to do so."""
+        if self._notebook is None or self.state != "running":
+            return True
+        answer = await self._notebook.ask({"do": "send-away", "user": user})
+        return bool(answer and answer.get("done"))
+
     def trim_log(self) -> None:
         """Keep one older log, and neither larger than its limit; the notebook goes on writing to the same file."""
         with contextlib.suppress(FileNotFoundError):

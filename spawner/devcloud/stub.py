@@ -132,6 +132,8 @@ class StubAgent:
             case "DELETE", "/v1/session":
                 self._stop_notebook()
                 return web.Response(status=204)
+            case "DELETE", path if path.startswith("/v1/users/"):
+                return web.Response(status=204)  # a stub has nothing open
             case "GET", "/v1/status":
                 return web.json_response(self._status())
         return web.json_response({"error": "not-found"}, status=404)

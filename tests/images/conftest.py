@@ -59,6 +59,8 @@ class SmallHub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), SmallHubHandler)
         self.tokens: set[str] = set()
+        # who shows a token, if not the owner
+        self.guests: dict[str, str] = {}
         self.activity_tokens: list[str] = []
 
     def environment(self, token: str) -> dict[str, str]:
@@ -84,8 +86,8 @@ class SmallHubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.endswith("/user"):
-            known = self._token() in self.server.tokens
-            self._answer(200 if known else 403, {"name": "ann", "kind": "user", "groups": [], "scopes": [SCOPE]})
+            known, name = self._token() in self.server.tokens, self.server.guests.get(self._token(), "ann")
+            self._answer(200 if known else 403, {"name": name, "kind": "user", "groups": [], "scopes": [SCOPE]})
         else:
             self._answer(200, {"version": "6.1.1"})
 
@@ -256,11 +258,15 @@ class Kernel:
         async with self.client.delete(f"api/kernels/{self.identifier}") as response:
             assert response.status == 204
 
+    def channels(self):
+        """The websocket over which JupyterLab and the kernel talk; a second one of the same session would end the first."""
+        return self.client.ws_connect(f"api/kernels/{self.identifier}/channels?session_id={os.urandom(4).hex()}")
+
     async def debug(self, command: str, **arguments: Any) -> dict[str, Any]:
         """What the kernel's debugger answers."""
         header = {"msg_id": os.urandom(8).hex(), "username": "", "session": "s", "msg_type": "debug_request", "version": "5.3"}
         content = {"type": "request", "seq": 1, "command": command, "arguments": arguments}
-        async with self.client.ws_connect(f"api/kernels/{self.identifier}/channels?session_id=s") as channels:
+        async with self.channels() as channels:
             await channels.send_json(
                 {"channel": "control", "header": header, "parent_header": {}, "metadata": {}, "content": content}
             )
@@ -275,7 +281,7 @@ class Kernel:
         header = {"msg_id": number, "username": "", "session": "s", "msg_type": "execute_request", "version": "5.3"}
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
         printed, replied, idle = "", False, False
-        async with self.client.ws_connect(f"api/kernels/{self.identifier}/channels?session_id=s") as channels:
+        async with self.channels() as channels:
             await channels.send_json(
                 {"channel": "shell", "header": header, "parent_header": {}, "metadata": {}, "content": content}
             )
