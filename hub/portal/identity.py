@@ -18,6 +18,7 @@ from jupyterhub.services.auth import HubOAuth
 from tornado.web import HTTPError
 
 from ..errors import HutchError
+from ..keys import fernet_key
 from .hub_api import ANSWER_SECONDS, HubUnreachable, SignInNeeded
 
 COOKIE = "hutch-portal"
@@ -43,7 +44,7 @@ class Identity:
 
     def __init__(self, key_file: Path) -> None:
         self.auth = HubOAuth(cache_max_age=CACHE_SECONDS)
-        self._fernet = Fernet(_key(key_file))
+        self._fernet = Fernet(fernet_key(key_file))
         public = urlsplit(os.environ.get("JUPYTERHUB_PUBLIC_URL", ""))
         self._secure = public.scheme == "https"
         # a notebook's host can set cookies for this one too, but none with the prefix. That takes the path "/", which on a
@@ -121,18 +122,6 @@ class Identity:
             return self._fernet.decrypt((sealed or "").encode(), ttl=seconds).decode()
         except InvalidToken:
             return ""
-
-
-def _key(file: Path) -> bytes:
-    """The key of the cookies, made by whoever comes first and readable by this account only."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return file.read_bytes()
-    with os.fdopen(handle, "wb") as out:
-        out.write(key := Fernet.generate_key())
-    return key
 
 
 async def _visitor(request: Request) -> Visitor:
