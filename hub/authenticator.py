@@ -87,7 +87,7 @@ class FacilityUsers(Authenticator):
         """JupyterHub's model of a person; None when the facility does not know the login (any more)."""
 
         def load(session: Session) -> dict[str, Any] | None:
-            person = records.find_person(session, login, now(), self.facility.hutch.default_quota)
+            person = records.find_person(session, login, self.facility.hutch.terms(now()))
             if person is None:
                 return None
             return {"name": person.login, "admin": False, "groups": records.groups_of(session, person)}
@@ -98,10 +98,17 @@ class FacilityUsers(Authenticator):
         """The same, raising 403 with whom to ask."""
         model = await self.facility_model(login)
         if model is None:
-            hutch = self.facility.hutch
-            ask = f" Please ask {hutch.contact}." if hutch.contact else ""
-            raise web.HTTPError(403, f"{login} is not known to the user office of {hutch.facility_name}.{ask}")
+            raise web.HTTPError(403, self.unknown(login))
         return model
+
+    def unknown(self, who: str) -> str:
+        """What somebody reads whom the facility does not know."""
+        return f"{who} is not known to the user office of {self.facility.hutch.facility_name}.{self.whom_to_ask}"
+
+    @property
+    def whom_to_ask(self) -> str:
+        contact = self.facility.hutch.contact
+        return f" Please ask {contact}." if contact else ""
 
     async def refresh_user(self, user: Any, handler: Any = None) -> bool | dict[str, Any]:
         return await self.facility_model(user.name) or False
@@ -157,14 +164,18 @@ def _shown(user: User, roles: list[UserRole]) -> dict[str, str]:
     return {"login": user.login, "name": user.name, "roles": ", ".join(sorted(held)), "affiliation": place}
 
 
-def refuse_beyond_loopback(address: str) -> None:
-    """Raises HutchError unless only this machine can reach the address."""
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the URL."""
     host = urlsplit(address).hostname or ""
     try:
-        loopback = ip_address(host).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
-        loopback = host == "localhost" or host.endswith(".localhost")
-    if not loopback:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def refuse_beyond_loopback(address: str) -> None:
+    """Raises HutchError unless only this machine can reach the address."""
+    if not is_loopback(address):
         raise HutchError(
             f"DemoAuthenticator lets anybody in as anybody, so it does not run on {address}. "
             "Set c.JupyterHub.bind_url to http://localhost:8000, or choose a real authenticator_class."

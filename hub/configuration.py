@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import traceback
-from datetime import timedelta
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 
-from traitlets import Float, Int, TraitError, Unicode, default, validate
+from traitlets import Bool, Dict, Enum, Float, Int, TraitError, Unicode, default, validate
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
+from .access import Quota, Terms
 from .errors import HutchError
 
 # so that a process started by another one reads the same file
@@ -81,9 +82,50 @@ class Hutch(Configurable):
         2,
         min=-1,
         help="""
-        Allow each user this many instances at a time, unless an admin set another number for them.
+        Allow each user this many instances at a time, unless their roles, the source or an admin say another number.
 
         Default: 2. -1 means without limit, 0 none at all.
+        """,
+    ).tag(config=True)
+
+    default_core_quota = Int(
+        -1,
+        min=-1,
+        help="""
+        Allow the instances of each user this many cores together, unless their roles or an admin say another number.
+
+        Default: -1, without limit.
+        """,
+    ).tag(config=True)
+
+    role_quotas = Dict(
+        value_trait=Dict(value_trait=Int(min=-1), key_trait=Enum(["instances", "cores"])),
+        help="""
+        Allow more to those with a role, or in a group: {name: {"instances": count, "cores": count}}.
+
+        Default: none. The most generous of what a person holds counts, the defaults among them; -1 means without limit.
+        What the source allots a person comes before it, and what an admin set for them before all. Example::
+
+            c.Hutch.role_quotas = {"staff": {"instances": 5, "cores": 64}, "admin": {"instances": -1}}
+        """,
+    ).tag(config=True)
+
+    support_window_days = Float(
+        7,
+        min=0,
+        help="""
+        Let instrument control support the instances of experiments that run within this many days before or after now.
+
+        Default: 7.
+        """,
+    ).tag(config=True)
+
+    include_open_data = Bool(
+        False,
+        help="""
+        Let everybody launch for experiments whose embargo is over (the proposal's `public_at`), as if they were members.
+
+        Default: False, and only members may.
         """,
     ).tag(config=True)
 
@@ -126,7 +168,14 @@ class Hutch(Configurable):
         """None: without end."""
         return timedelta(days=self.lifetime_days) if self.lifetime_days else None
 
-    @validate("lifetime_days", "delete_grace_days", "steward_interval_seconds")
+    def terms(self, at: datetime) -> Terms:
+        """What the rules of access need to know of this site."""
+        quotas = {"": Quota(self.default_quota, self.default_core_quota)}
+        quotas |= {name: Quota(**counts) for name, counts in self.role_quotas.items()}
+        window = timedelta(days=self.support_window_days)
+        return Terms(at, quotas, self.lifetime, support_window=window, open_data=self.include_open_data)
+
+    @validate("lifetime_days", "support_window_days", "delete_grace_days", "steward_interval_seconds")
     def _finite(self, proposal: dict) -> float:
         if not isfinite(proposal["value"]):
             raise TraitError(f"{proposal['trait'].name} must be a finite number, not {proposal['value']}")

@@ -43,10 +43,6 @@ class Facility:
         return deployment_id(self.engine)
 
     @property
-    def lifetime(self) -> timedelta | None:
-        return self.hutch.lifetime
-
-    @property
     def delete_grace(self) -> timedelta:
         return timedelta(days=self.hutch.delete_grace_days)
 

@@ -87,21 +87,22 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
     take_turn(session)  # two launches at once must not both be the last within the quota
     if not asked.server_name:
         raise refusal("Instances are launched from the portal: choose an experiment and a plan there.", "unnamed-server", 400)
-    person = records.find_person(session, asked.login, now(), facility.hutch.default_quota)
+    terms = facility.hutch.terms(now())
+    person = records.find_person(session, asked.login, terms)
     if person is None:
         raise refusal(f"{asked.login} is not known to the user office.", "unknown-user")
     if asked.blocked:
         raise refusal(f"{asked.login} is blocked.", "blocked")
-    if not asked.by_service:
-        _check(_may_start(session, facility, asked, person))
     instance = records.find_instance(session, asked.login, asked.server_name)
+    if not asked.by_service:
+        _check(_may_start(session, asked, person, instance, terms))
     if asked.by_steward and not (instance and instances.is_meant_to_run(session, instance.id)):
         raise refusal("Nobody wants this instance to run any more.", OVERTAKEN, 409)
     is_new = instance is None
     if instance is None:
-        instance, plan = _first_launch(session, facility, asked, person)
+        instance, plan = _first_launch(session, asked, person, terms)
     else:
-        plan = _check_resume(session, asked, person, instance)
+        plan = _check_resume(session, asked, person, instance, terms)
     intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
     return Granted(
         instance_id=instance.id,
@@ -114,19 +115,20 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
     )
 
 
-def _may_start(session: Session, facility: Facility, asked: Asked, owner: access.Person) -> access.Decision:
-    if asked.actor == asked.login:
-        return access.may_act(owner, access.Action.START, owner.id)
-    actor = records.find_person(session, asked.actor, now(), facility.hutch.default_quota)
+def _may_start(
+    session: Session, asked: Asked, owner: access.Person, instance: Instance | None, terms: access.Terms
+) -> access.Decision:
+    actor = owner if asked.actor == asked.login else records.find_person(session, asked.actor, terms)
     if actor is None:
         return access.Decision(False, "unknown-user", f"{asked.actor} is not known to the user office.")
-    return access.may_act(actor, access.Action.START, owner.id)
+    place = records.find_place(session, instance, actor, terms) if instance else access.Place("", owner.id)
+    return access.may_act(actor, access.Action.START, place, terms)
 
 
-def _first_launch(session: Session, facility: Facility, asked: Asked, person: access.Person) -> tuple[Instance, access.PlanOffer]:
+def _first_launch(session: Session, asked: Asked, person: access.Person, terms: access.Terms) -> tuple[Instance, access.PlanOffer]:
     options = _parsed(asked.options)
     plan, visits = _plan_and_visits(session, options, person.id)
-    _check(access.may_launch(person, plan, visits, owned=records.count_owned(session, person.id)))
+    _check(access.may_launch(person, plan, visits, records.find_usage(session, person.id), terms))
     instance = instances.create(
         session,
         owner_id=person.id,
@@ -135,12 +137,14 @@ def _first_launch(session: Session, facility: Facility, asked: Asked, person: ac
         display_name=(asked.display_name or asked.server_name)[:250],
         plan_id=plan.id,
         experiment_ids=[visit.id for visit in visits],
-        lifetime=facility.lifetime,
+        lifetime=access.lifetime(person, plan, terms),
     )
     return instance, plan
 
 
-def _check_resume(session: Session, asked: Asked, person: access.Person, instance: Instance) -> access.PlanOffer:
+def _check_resume(
+    session: Session, asked: Asked, person: access.Person, instance: Instance, terms: access.Terms
+) -> access.PlanOffer:
     """The rules apply to what the instance is, not to what a request now says that it should be."""
     held = LaunchOptions(plan=instance.plan_id, experiments=[experiment.id for experiment in instance.experiments])
     if asked.options:
@@ -153,7 +157,7 @@ def _check_resume(session: Session, asked: Asked, person: access.Person, instanc
                 409,
             )
     plan, visits = _plan_and_visits(session, held, person.id)
-    _check(access.may_launch(person, plan, visits, owned=None))
+    _check(access.may_launch(person, plan, visits, None, terms))
     return plan
 
 

@@ -2,58 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Collection, Iterable
+from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, Select, func, literal, null, or_, select, true, union_all
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from .access import Limit, Person, PlanOffer, Visit
+from .access import Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, quota
 from .database.tables import (
     Experiment,
     ExperimentMember,
     FacilityRole,
     Instance,
+    InstanceExperiment,
     InstanceMember,
     Instrument,
     InstrumentScientist,
     Plan,
     Proposal,
     User,
+    UserGroup,
     UserRole,
 )
 
 
-def find_person(session: Session, login: str, now: datetime, default_quota: int) -> Person | None:
+def find_person(session: Session, login: str, terms: Terms) -> Person | None:
     """The person who signs on as `login`, or None when the facility does not know them (any more)."""
-    user = session.scalar(select(User).where(User.login == login, User.ended_at.is_(None)))
-    if user is None:
+    # one query: this is asked at every page and every launch
+    this = select(User.id).where(User.login == login, User.ended_at.is_(None)).scalar_subquery()
+    grants = union_all(
+        _granted("role", UserRole, UserRole.role, UserRole.expires_at, this),
+        _granted("group", UserGroup, UserGroup.group, UserGroup.expires_at, this),
+        _granted("instrument", InstrumentScientist, InstrumentScientist.instrument_id, null(), this),
+    ).subquery()
+    query = select(User, grants.c.kind, grants.c.name, grants.c.expires_at).outerjoin(grants, true())
+    rows = session.execute(query.where(User.login == login, User.ended_at.is_(None))).all()
+    if not rows:
         return None
-    roles = session.scalars(
-        select(UserRole.role).where(
-            UserRole.user_id == user.id, UserRole.ended_at.is_(None), or_(UserRole.expires_at.is_(None), UserRole.expires_at > now)
-        )
-    ).all()
-    scientist_of = session.scalars(
-        select(InstrumentScientist.instrument_id).where(
-            InstrumentScientist.user_id == user.id, InstrumentScientist.ended_at.is_(None)
-        )
-    ).all()
-    quota = default_quota if user.instance_quota is None else user.instance_quota
-    return Person(user.id, user.login, user.name, frozenset(roles), frozenset(scientist_of), quota)
+    user = rows[0][0]
+    held = [Grant(kind, name, expires_at) for _, kind, name, expires_at in rows if kind]
+    roles, groups, instruments = (holding(held, kind, terms.at) for kind in ("role", "group", "instrument"))
+    own = Quota(user.instance_quota, user.core_quota)
+    allowed = quota(terms, roles | groups, allotted=user.instances_allotted, own=own)
+    assert allowed.instances is not None and allowed.cores is not None
+    return Person(user.id, user.login, user.name, roles, groups, instruments, allowed.instances, allowed.cores)
 
 
-def experiments_of(session: Session, user_id: str) -> list[Visit]:
-    """Every experiment that the person is a member of now, newest first."""
-    return _visits(session, user_id, ExperimentMember.user_id.is_not(None))
+def _granted(kind: str, table: Any, name: Any, expires_at: Any, user_id: Any) -> Select:
+    columns = literal(kind).label("kind"), name.label("name"), expires_at.label("expires_at")
+    return select(*columns).where(table.user_id == user_id, table.ended_at.is_(None))
+
+
+def experiments_of(session: Session, user_id: str, also: Collection[str] = ()) -> list[Visit]:
+    """Every experiment that the person is a member of now, newest first, and those of these ids."""
+    return _visits(
+        session, user_id, or_(ExperimentMember.user_id.is_not(None), Experiment.id.in_(also)), Experiment.ended_at.is_(None)
+    )
 
 
 def experiments_named(session: Session, ids: Iterable[str], user_id: str) -> list[Visit]:
     """The experiments of these ids, with the part that the person has in them, if any."""
-    return _visits(session, user_id, Experiment.id.in_(list(ids)))
+    return _visits(session, user_id, Experiment.id.in_(list(ids)), Experiment.ended_at.is_(None))
 
 
-def _visits(session: Session, user_id: str, condition: ColumnElement[bool]) -> list[Visit]:
+def _visits(session: Session, user_id: str, *conditions: ColumnElement[bool]) -> list[Visit]:
     # columns, not objects: this is asked at every launch
     is_member = (
         (ExperimentMember.experiment_id == Experiment.id)
@@ -70,57 +82,89 @@ def _visits(session: Session, user_id: str, condition: ColumnElement[bool]) -> l
             Experiment.starts_at,
             Experiment.ends_at,
             ExperimentMember.role,
+            Proposal.public_at,
+            Experiment.ended_at.is_not(None),
         )
         .select_from(Experiment)
         .join(Proposal, Proposal.id == Experiment.proposal_id)
         .join(Instrument, Instrument.id == Experiment.instrument_id)
         .outerjoin(ExperimentMember, is_member)
-        .where(condition, Experiment.ended_at.is_(None))
+        .where(*conditions)
         .order_by(Experiment.starts_at.desc(), Experiment.id)
     )
     return [
-        Visit(name, proposal, instrument, title, instrument_name, starts_at, ends_at, {user_id: role} if role else {})
-        for name, proposal, instrument, title, instrument_name, starts_at, ends_at, role in session.execute(query)
+        Visit(name, proposal, instrument, title, where, starts_at, ends_at, {user_id: role} if role else {}, public_at, bool(gone))
+        for name, proposal, instrument, title, where, starts_at, ends_at, role, public_at, gone in session.execute(query)
     ]
 
 
-def plans_offered(session: Session) -> list[PlanOffer]:
-    rows = session.scalars(select(Plan).where(Plan.ended_at.is_(None)).order_by(Plan.position, Plan.name))
-    return [_offer(row) for row in rows]
-
-
-def find_plan(session: Session, plan_id: str) -> PlanOffer | None:
-    row = session.get(Plan, plan_id)
-    return _offer(row) if row is not None and row.ended_at is None else None
-
-
-def _offer(row: Plan) -> PlanOffer:
-    return PlanOffer(
-        id=row.id,
-        name=row.name,
-        description=row.description or "",
-        image=row.image,
-        flavor=row.flavor,
-        cores=row.cores,
-        memory_mb=row.memory_mb,
-        limits=tuple(Limit(frozenset(one.get("instruments", ())), frozenset(one.get("roles", ()))) for one in row.limits),
+def find_place(session: Session, instance: Instance, person: Person, terms: Terms) -> Place:
+    """An instance as the rules see it when they are asked about this person."""
+    part = select(InstanceMember.role).where(InstanceMember.user_id == person.id, InstanceMember.ended_at.is_(None))
+    is_staff = select(UserRole.user_id).where(
+        UserRole.user_id == instance.owner_id,
+        UserRole.role == FacilityRole.STAFF,
+        UserRole.ended_at.is_(None),
+        or_(UserRole.expires_at.is_(None), UserRole.expires_at > terms.at),
+    )
+    role = session.scalar(part.where(InstanceMember.instance_id == instance.id))
+    chosen = select(InstanceExperiment.experiment_id).where(InstanceExperiment.instance_id == instance.id)
+    return Place(
+        id=instance.id,
+        owner_id=instance.owner_id,
+        owner_is_staff=person.id != instance.owner_id and session.scalar(is_staff) is not None,
+        members={person.id: role} if role else {},
+        visits=tuple(_visits(session, person.id, Experiment.id.in_(chosen))),
     )
 
 
-def count_owned(session: Session, user_id: str) -> int:
-    """Instances that the person has, those not marked for deletion."""
-    return session.scalar(select(func.count()).where(Instance.owner_id == user_id, Instance.deleted_at.is_(None))) or 0
+def plans_offered(session: Session) -> list[PlanOffer]:
+    return _offers(session, Plan.ended_at.is_(None))
+
+
+def find_plan(session: Session, plan_id: str) -> PlanOffer | None:
+    return next(iter(_offers(session, Plan.id == plan_id, Plan.ended_at.is_(None))), None)
+
+
+def _offers(session: Session, *conditions: ColumnElement[bool]) -> list[PlanOffer]:
+    columns = Plan.id, Plan.name, Plan.description, Plan.image, Plan.flavor, Plan.cores, Plan.memory_mb, Plan.limits, Plan.lifetimes
+    rows = session.execute(select(*columns).where(*conditions).order_by(Plan.position, Plan.name)).all()
+    limits = {row.id: tuple(Limit.read(entry) for entry in row.limits) for row in rows}
+    named = {name for some in limits.values() for limit in some for name in limit.instruments or ()}
+    query = select(Instrument.id, Instrument.name).where(Instrument.id.in_(named))
+    names = dict(session.execute(query).tuples().all()) if named else {}
+    return [
+        PlanOffer(
+            id=row.id,
+            name=row.name,
+            description=row.description or "",
+            image=row.image,
+            flavor=row.flavor,
+            cores=row.cores,
+            memory_mb=row.memory_mb,
+            limits=limits[row.id],
+            lifetimes=row.lifetimes,
+            instruments=names,
+        )
+        for row in rows
+    ]
+
+
+def find_usage(session: Session, user_id: str) -> Usage:
+    """What the person's instances take, but for those marked for deletion; and the plan of their newest one."""
+    newest = select(Instance.plan_id).where(Instance.owner_id == user_id).order_by(Instance.created_at.desc()).limit(1)
+    query = select(func.count(), func.coalesce(func.sum(Plan.cores), 0), newest.scalar_subquery())
+    count, cores, last_plan = session.execute(
+        query.select_from(Instance)
+        .join(Plan, Plan.id == Instance.plan_id)
+        .where(Instance.owner_id == user_id, Instance.deleted_at.is_(None))
+    ).one()
+    return Usage(count, int(cores), last_plan or "")
 
 
 def server_names(session: Session, user_id: str) -> set[str]:
     """The names that the person's instances hold; those of instances marked for deletion too, so that they can be restored."""
     return set(session.scalars(select(Instance.server_name).where(Instance.owner_id == user_id, Instance.purged_at.is_(None))))
-
-
-def last_plan(session: Session, user_id: str) -> str:
-    """The plan of the person's newest instance; empty before their first."""
-    query = select(Instance.plan_id).where(Instance.owner_id == user_id).order_by(Instance.created_at.desc()).limit(1)
-    return session.scalar(query) or ""
 
 
 def find_instance(session: Session, login: str, server_name: str) -> Instance | None:

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
-from ..access import Person
+from ..access import Person, Terms
 from ..configuration import Hutch
 from ..errors import HutchError
 from ..records import find_person
@@ -36,7 +36,11 @@ class Desk:
     request: Request
     visitor: Visitor
     person: Person
-    at: datetime
+    terms: Terms
+
+    @property
+    def at(self) -> datetime:
+        return self.terms.at
 
     @property
     def hutch(self) -> Hutch:
@@ -75,11 +79,11 @@ class Desk:
 
 async def _desk(request: Request, visitor: SignedIn) -> Desk:
     request.state.login = visitor.login
-    at = datetime.now(UTC)
-    person = await _in_session(request, find_person, visitor.login, at, request.app.state.hutch.default_quota)
+    terms = request.app.state.hutch.terms(datetime.now(UTC))
+    person = await _in_session(request, find_person, visitor.login, terms)
     if person is None:
         raise UnknownPerson(f"The facility does not know {visitor.login}.")
-    return Desk(request, visitor, person, at)
+    return Desk(request, visitor, person, terms)
 
 
 async def _in_session(

@@ -10,7 +10,7 @@ from datetime import datetime
 from jupyterhub.slugs import is_valid_display_name, normalise_unicode, safe_slug
 from starlette.datastructures import FormData, QueryParams
 
-from ..access import Decision, Person, PlanOffer, Visit, may_own_another, may_pick, may_use_experiments
+from ..access import Decision, Person, PlanOffer, Terms, Usage, Visit, may_add_cores, may_own_another, may_pick, may_use_experiments
 from . import views, wording
 
 NAME_LENGTH = 250
@@ -49,14 +49,14 @@ def read(form: FormData | QueryParams) -> Wish:
     )
 
 
-def prefilled(wish: Wish, person: Person, visits: Sequence[Visit], at: datetime) -> Wish:
+def prefilled(wish: Wish, person: Person, visits: Sequence[Visit], terms: Terms) -> Wish:
     """The common case needs no choice: the one experiment that runs now, or none where there is none to choose."""
     if wish.touched or wish.experiments or wish.none:
         return wish
-    running = [visit.id for visit in visits if visit.when(at) == "running"]
+    running = [visit.id for visit in visits if visit.when(terms.at) == "running"]
     if len(running) == 1:
         return replace(wish, experiments=tuple(running))
-    return replace(wish, none=not visits and bool(may_use_experiments(person, [])))
+    return replace(wish, none=not visits and bool(may_use_experiments(person, [], terms)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +111,22 @@ def offer(
     visits: Sequence[Visit],
     plans: Sequence[PlanOffer],
     *,
-    owned: int,
-    last_plan: str,
+    usage: Usage,
     seconds: Mapping[str, Sequence[float]],
-    at: datetime,
+    terms: Terms,
 ) -> Offer:
     chosen = [visit for visit in visits if visit.id in wish.experiments]
     suggested = suggested_name(chosen)
     return Offer(
-        groups=tuple(_groups(visits, wish, at)),
-        none_allowed=bool(may_use_experiments(person, [])),
+        groups=tuple(_groups(visits, wish, terms.at)),
+        none_allowed=bool(may_use_experiments(person, [], terms)),
         none=wish.none,
         has_experiments=bool(visits),
-        plans=tuple(_plans(wish, person, chosen, plans, last_plan, seconds)),
+        plans=tuple(_plans(wish, person, chosen, plans, usage, seconds, terms)),
         name=wish.name if wish.name and wish.name != wish.suggested else suggested,
         suggested=suggested,
         search=wish.search,
-        quota=may_own_another(person, owned),
+        quota=may_own_another(person, usage),
     )
 
 
@@ -193,12 +192,14 @@ def _plans(
     person: Person,
     chosen: Sequence[Visit],
     plans: Sequence[PlanOffer],
-    last_plan: str,
+    usage: Usage,
     seconds: Mapping[str, Sequence[float]],
+    terms: Terms,
 ) -> Iterable[PlanChoice]:
-    decisions = {plan.id: may_pick(person, plan, chosen) for plan in plans}
+    # the first that refuses; both have reasons when they allow: none
+    decisions = {plan.id: may_pick(person, plan, chosen, terms) and may_add_cores(person, usage, plan) for plan in plans}
     possible = [name for name, decision in decisions.items() if decision]
-    picked = next((name for name in (wish.plan, last_plan, *possible) if name in possible), "")
+    picked = next((name for name in (wish.plan, usage.last_plan, *possible) if name in possible), "")
     for plan in plans:
         yield PlanChoice(
             id=plan.id,

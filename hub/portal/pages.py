@@ -10,12 +10,22 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from ..access import Action, Person, PlanOffer, may_act, may_launch, may_own_another
+from ..access import Action, PlanOffer, lifetime, may_act, may_add_cores, may_launch, may_own_another, may_see
 from ..database.engine import take_turn
 from ..database.tables import Instance, Intent, IntentKind, Outcome
 from ..errors import HutchError
 from ..instances import conclude, intend, launch_seconds, mark_deleted, restore
-from ..records import count_owned, experiments_of, find_instance, find_plan, instances_owned, last_plan, plans_offered, server_names
+from ..records import (
+    experiments_named,
+    experiments_of,
+    find_instance,
+    find_place,
+    find_plan,
+    find_usage,
+    instances_owned,
+    plans_offered,
+    server_names,
+)
 from . import new_instance, views
 from .desk import AtDesk, Desk
 from .hub_api import HubRefusal
@@ -26,7 +36,7 @@ routes = APIRouter()
 def own_instance(session: Session, desk: Desk, name: str, action: Action) -> Instance:
     """The visitor's instance of that name. What is not theirs is not there: a page must not reveal that it exists."""
     instance = find_instance(session, desk.visitor.login, name)
-    if instance is None or not may_act(desk.person, action, instance.owner_id):
+    if instance is None or not may_act(desk.person, action, find_place(session, instance, desk.person, desk.terms), desk.terms):
         raise HTTPException(404)
     return instance
 
@@ -66,7 +76,7 @@ async def new(desk: AtDesk) -> HTMLResponse:
 async def launch(desk: AtDesk) -> Response:
     wish = new_instance.read(await desk.request.form())
     servers = await desk.servers()
-    plan, refusal, name = await desk.run(_check, desk.person, wish, servers)
+    plan, refusal, name = await desk.run(_check, desk, wish, servers)
     if refusal or plan is None:
         return await _form(desk, wish, refusal)
     options = {"plan": plan.id, "experiments": list(wish.experiments)}
@@ -81,18 +91,17 @@ async def launch(desk: AtDesk) -> Response:
     return desk.go(f"{instance_path(name)}?open=1")
 
 
-def _check(session: Session, person: Person, wish: new_instance.Wish, servers) -> tuple[PlanOffer | None, str, str]:
+def _check(session: Session, desk: Desk, wish: new_instance.Wish, servers) -> tuple[PlanOffer | None, str, str]:
     """The plan; the refusal, empty when there is none; the name that the server gets."""
     plan = find_plan(session, wish.plan)
     if words := new_instance.problem(wish, plan):
         return plan, words, ""
     assert plan is not None
-    mine = {visit.id: visit for visit in experiments_of(session, person.id)}
-    unknown = [name for name in wish.experiments if name not in mine]
-    if unknown:
+    person, found = desk.person, {visit.id: visit for visit in experiments_named(session, wish.experiments, desk.person.id)}
+    if unknown := [name for name in wish.experiments if name not in found]:
         return plan, f"You are not a member of experiment {', '.join(unknown)} in the user office's records.", ""
-    chosen = [mine[name] for name in wish.experiments]
-    decision = may_launch(person, plan, chosen, owned=count_owned(session, person.id))
+    chosen = [found[name] for name in wish.experiments]
+    decision = may_launch(person, plan, chosen, find_usage(session, person.id), desk.terms)
     if not chosen and not wish.none and decision:
         return plan, "Choose at least one experiment, or tick “none of them”.", ""
     taken = server_names(session, person.id) | set(servers)
@@ -101,16 +110,16 @@ def _check(session: Session, person: Person, wish: new_instance.Wish, servers) -
 
 async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLResponse:
     def offered(session: Session) -> new_instance.Offer:
-        visits, plans = experiments_of(session, desk.person.id), plans_offered(session)
+        visits, plans = experiments_of(session, desk.person.id, wish.experiments), plans_offered(session)
+        visits = [visit for visit in visits if may_see(desk.person, visit, desk.terms)]
         return new_instance.offer(
-            new_instance.prefilled(wish, desk.person, visits, desk.at),
+            new_instance.prefilled(wish, desk.person, visits, desk.terms),
             desk.person,
             visits,
             plans,
-            owned=count_owned(session, desk.person.id),
-            last_plan=last_plan(session, desk.person.id),
+            usage=find_usage(session, desk.person.id),
             seconds=launch_seconds(session, [plan.id for plan in plans]),
-            at=desk.at,
+            terms=desk.terms,
         )
 
     offer = await desk.run(offered)
@@ -197,19 +206,31 @@ def _restore(session: Session, desk: Desk, instance_id: str) -> None:
     """Raises ValueError, with words for people, when it is too late or there is no room."""
     take_turn(session)  # a launch at the same time must not take the same room
     instance = session.get(Instance, instance_id)
-    if instance is None or not may_act(desk.person, Action.DELETE, instance.owner_id) or instance.deleted_at is None:
+    if instance is None or instance.deleted_at is None:
+        raise HTTPException(404)
+    if not may_act(desk.person, Action.DELETE, find_place(session, instance, desk.person, desk.terms), desk.terms):
         raise HTTPException(404)
     if instance.owner_id == desk.person.id:
-        room = may_own_another(desk.person, count_owned(session, desk.person.id))
+        usage, plan = find_usage(session, desk.person.id), find_plan(session, instance.plan_id)
+        room = may_own_another(desk.person, usage)
+        if room and plan:
+            room = may_add_cores(desk.person, usage, plan)
         if not room:
             raise ValueError(room.reason)
-    restore(session, instance, desk.visitor.login, desk.hutch.lifetime)
+    restore(session, instance, desk.visitor.login, _lifetime(session, desk, instance))
 
 
 def _unmark(session: Session, desk: Desk, instance_id: str) -> None:
     """Takes back a deletion of which nothing came: it stays within the room that it had."""
+    instance = session.get_one(Instance, instance_id)
     with suppress(ValueError):  # without a grace it is too late at once, and the steward goes on with it
-        restore(session, session.get_one(Instance, instance_id), desk.visitor.login, desk.hutch.lifetime)
+        restore(session, instance, desk.visitor.login, _lifetime(session, desk, instance))
+
+
+def _lifetime(session: Session, desk: Desk, instance: Instance) -> timedelta | None:
+    """Another one, as its plan gives it now."""
+    plan = find_plan(session, instance.plan_id)
+    return lifetime(desk.person, plan, desk.terms) if plan else desk.terms.lifetime
 
 
 def _grace(desk: Desk) -> timedelta:

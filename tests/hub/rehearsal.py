@@ -52,7 +52,7 @@ class RehearsalSpawner(Spawner):
                 plan_id = self.user_options["plan"]
                 if plan_id == "refused":
                     raise web.HTTPError(403, "This plan is closed for today.")
-                person = records.find_person(session, self.user.name, datetime.now(UTC), 2)
+                person = records.find_person(session, self.user.name, HUTCH.terms(datetime.now(UTC)))
                 instance = create(
                     session,
                     owner_id=person.id,

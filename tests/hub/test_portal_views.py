@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from starlette.datastructures import Headers, QueryParams
 
-from hub.access import Limit, Person, PlanOffer, Visit
+from hub.access import Limit, Person, PlanOffer, Terms, Usage, Visit
 from hub.database.tables import Instance, InstanceEvent, Intent, Plan
 from hub.instances import State
 from hub.portal import new_instance, views, wording
@@ -17,6 +17,7 @@ from hub.portal.new_instance import Wish
 from hub.portal.service import address
 
 NOW = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
+TERMS = Terms(NOW)
 ANN = Person("id-ann", "ann", "Ann Test")
 STAFF = Person("id-sam", "sam", "Sam Test", roles=frozenset({"staff"}))
 HELPDESK = Person("id-ida", "ida", "Ida Test", roles=frozenset({"it-support"}))
@@ -241,8 +242,8 @@ VISITS = [visit("later", 9, 10), visit("next", 3, 4), visit("run", -1, 1), visit
 
 
 def offer(wish: Wish = Wish(), person: Person = ANN, visits=VISITS, **fields) -> new_instance.Offer:  # noqa: B008
-    given = {"owned": 0, "last_plan": "", "seconds": {}, "at": NOW} | fields
-    return new_instance.offer(new_instance.prefilled(wish, person, visits, NOW), person, visits, [ID11, NOTEBOOK], **given)
+    given = {"usage": Usage(), "seconds": {}, "terms": TERMS} | fields
+    return new_instance.offer(new_instance.prefilled(wish, person, visits, TERMS), person, visits, [ID11, NOTEBOOK], **given)
 
 
 def test_experiments_come_by_what_runs_now_then_the_nearest_to_come_then_the_past():
@@ -284,7 +285,7 @@ def test_the_search_finds_by_words(search, found):
     ids=["first-possible", "first", "last-used", "as-picked", "picked-is-not-possible-any-more"],
 )
 def test_plans_follow_the_experiments(experiments, plan, last, chosen, gpu_possible):
-    shown = offer(Wish(experiments=experiments, plan=plan, touched=True), last_plan=last)
+    shown = offer(Wish(experiments=experiments, plan=plan, touched=True), usage=Usage(last_plan=last))
     assert [one.id for one in shown.plans if one.chosen] == [chosen]
     assert (shown.plans[0].reason == "") == gpu_possible
 
@@ -305,7 +306,7 @@ def test_none_of_them_is_for_those_who_may(person, visits, possible, none):
 
 
 def test_a_full_quota_is_said_at_once():
-    assert offer(owned=2).quota.reason.startswith("You have 2 of at most 2 instances.")
+    assert offer(usage=Usage(2)).quota.reason.startswith("You have 2 of at most 2 instances.")
 
 
 @pytest.mark.parametrize(

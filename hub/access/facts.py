@@ -1,0 +1,199 @@
+"""What the rules are asked about: people, experiments, plans and instances as the records have them, and the site's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+UNLIMITED = -1
+ADMIN = "admin"
+
+
+def ref(table: str, *key: str) -> str:
+    """The name of a record, 'table:key'; the parts of a longer key are divided by '/', and quoted as in addresses."""
+    return f"{table}:{'/'.join(quote(part, safe=' ') for part in key)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """rule: the name of the rule that decided. records: what it rests on, as `ref` names them."""
+
+    allowed: bool
+    rule: str
+    reason: str = ""
+    records: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many instances, and how many cores together; None leaves it to others, -1 is without limit."""
+
+    instances: int | None = None
+    cores: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The moment at which the rules are asked, and what the site has set.
+
+    quotas: by role or group, "" for everybody. lifetime: None for instances without end.
+    """
+
+    at: datetime
+    quotas: Mapping[str, Quota] = field(default_factory=lambda: {"": Quota(2)})
+    lifetime: timedelta | None = None
+    support_window: timedelta = timedelta(days=7)
+    open_data: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a record gives a person until it expires. kind: 'role', 'group', or 'instrument' (to look after)."""
+
+    kind: str
+    name: str
+    expires_at: datetime | None = None
+
+
+def holding(grants: Iterable[Grant], kind: str, at: datetime) -> frozenset[str]:
+    """What has expired is absent; the moment of its expiry is the first without it."""
+    return frozenset(one.name for one in grants if one.kind == kind and (one.expires_at is None or one.expires_at > at))
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A user of the facility as the rules see them, with nothing that has expired."""
+
+    id: str
+    login: str
+    name: str
+    roles: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
+    scientist_of: frozenset[str] = frozenset()
+    quota: int = 2
+    core_quota: int = UNLIMITED
+
+    @property
+    def is_admin(self) -> bool:
+        return ADMIN in self.roles
+
+    def holds(self, roles: Iterable[str]) -> tuple[str, ...]:
+        """The records by which they have one of the roles."""
+        return tuple(ref("user_role", self.id, role) for role in sorted(self.roles.intersection(roles)))
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """An experiment as the rules see it; roles is {user id: role in the experiment}, of the person whom they are asked about.
+
+    gone: its source no longer names it. public_at: the end of the embargo, None for never.
+    """
+
+    id: str
+    proposal_id: str
+    instrument_id: str
+    title: str
+    instrument: str = ""
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+    public_at: datetime | None = None
+    gone: bool = False
+
+    def when(self, now: datetime) -> str:
+        """'running', 'past' or 'coming'; a missing date is an open end."""
+        if self.ends_at and self.ends_at <= now:
+            return "past"
+        if self.starts_at and self.starts_at > now:
+            return "coming"
+        return "running"
+
+    def is_within(self, window: timedelta, now: datetime) -> bool:
+        """Whether it runs at any time from `window` before now until `window` after."""
+        return (self.starts_at is None or self.starts_at <= now + window) and (self.ends_at is None or self.ends_at >= now - window)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One way to be allowed a plan: it holds when all that it names holds; None is not named.
+
+    unknown: what it names that Hutch does not know, so that it holds for nobody.
+    """
+
+    instruments: frozenset[str] | None = None
+    roles: frozenset[str] | None = None
+    groups: frozenset[str] | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    unknown: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> Limit:
+        """From an entry of `Plan.limits`."""
+        named = {name: value for name, value in entry.items() if value is not None}
+        sets = {name: _names(named.pop(name)) for name in ("instruments", "roles", "groups") if isinstance(named.get(name), list)}
+        try:
+            times = {"since": _moment(named.get("from")), "until": _moment(named.get("until"))}
+        except (TypeError, ValueError):
+            times = {}
+        return cls(**sets, **times, unknown=frozenset(named) - ({"from", "until"} if times else frozenset()))  # type: ignore[arg-type]
+
+
+def _names(values: Iterable[object]) -> frozenset[str]:
+    return frozenset(map(str, values))
+
+
+def _moment(text: str | None) -> datetime | None:
+    moment = datetime.fromisoformat(text) if text is not None else None
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOffer:
+    """A plan as the rules see it. lifetimes: days by role or group, "" for everybody, 0 for without end.
+
+    instruments: {id: name} of those that its limits name.
+    """
+
+    id: str
+    name: str
+    description: str = ""
+    image: str = ""
+    flavor: str = ""
+    cores: int = 0
+    memory_mb: int = 0
+    limits: tuple[Limit, ...] = ()
+    lifetimes: Mapping[str, float] = field(default_factory=dict)
+    instruments: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a person's instances take, stopped ones too, as they keep their room in the cloud."""
+
+    instances: int = 0
+    cores: int = 0
+    last_plan: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An instance as the rules see it: whose it is, who takes part, and for which experiments.
+
+    members: {user id: member role}. members_may_enter: the owner is there, or lets members in at any time.
+    consented: whom of support the owner has let in.
+    """
+
+    id: str
+    owner_id: str
+    owner_is_staff: bool = False
+    members: Mapping[str, str] = field(default_factory=dict)
+    visits: tuple[Visit, ...] = ()
+    members_may_enter: bool = False
+    consented: frozenset[str] = frozenset()

@@ -1,0 +1,158 @@
+"""The rules of a launch: which experiments, which plan, how many, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from .facts import ADMIN, UNLIMITED, Decision, Limit, Person, PlanOffer, Quota, Terms, Usage, Visit, ref
+
+# roles that may launch an instance which belongs to no experiment
+WITHOUT_EXPERIMENT = frozenset({ADMIN, "staff", "guest"})
+
+
+# --- experiments
+
+
+def may_see(person: Person, visit: Visit, terms: Terms) -> Decision:
+    """Whether an experiment is theirs: as a member, or as open data, when its embargo is over and the site includes it."""
+    if visit.gone:
+        reason = f"Experiment {visit.id} is no longer in the user office's records."
+        return Decision(False, "experiment-gone", reason, (ref("experiment", visit.id),))
+    if person.id in visit.roles:
+        return Decision(True, "experiment-membership", records=(ref("experiment_member", visit.id, person.id),))
+    if terms.open_data and visit.public_at and visit.public_at <= terms.at:
+        return Decision(True, "open-data", records=(ref("proposal", visit.proposal_id),))
+    reason = f"You are not a member of experiment {visit.id} in the user office's records."
+    return Decision(False, "experiment-membership", reason, (ref("experiment", visit.id),))
+
+
+def may_use_experiments(person: Person, visits: Sequence[Visit], terms: Terms) -> Decision:
+    """All must be theirs; to launch for none is for admins, staff and guests."""
+    if not visits:
+        if grounds := person.holds(WITHOUT_EXPERIMENT):
+            return Decision(True, "experiment-not-needed", records=grounds)
+        sentence = "Choose at least one experiment: only staff and guests may launch without one."
+        return Decision(False, "experiment-needed", sentence, (ref("user", person.id),))
+    decisions = [may_see(person, visit, terms) for visit in visits]
+    return next((one for one in decisions if not one), _all_of("experiments", decisions))
+
+
+# --- plans
+
+
+def may_pick(person: Person, plan: PlanOffer, visits: Sequence[Visit], terms: Terms) -> Decision:
+    """A limited plan is for those for whom one of its limits holds, and for admins."""
+    records = (ref("plan", plan.id),)
+    if not plan.limits:
+        return Decision(True, "plan-for-all", records=records)
+    if person.is_admin:
+        return Decision(True, "plan-admin", records=records + person.holds({ADMIN}))
+    for limit in plan.limits:
+        if (grounds := _grounds(limit, person, visits, terms.at)) is not None:
+            return Decision(True, "plan-limit", records=records + grounds)
+    ways = [_in_words(limit, plan.instruments) for limit in plan.limits]
+    return Decision(False, "plan-limited", f"{plan.name} is only {', or '.join(ways)}.", records)
+
+
+def _grounds(limit: Limit, person: Person, visits: Sequence[Visit], at: datetime) -> tuple[str, ...] | None:
+    """The records by which all that the limit names holds; None when something does not."""
+    if limit.unknown or (limit.since and at < limit.since) or (limit.until and limit.until <= at):
+        return None
+    found: tuple[str, ...] = ()
+    for wanted, table, held in (
+        (limit.instruments, "instrument_scientist", person.scientist_of),
+        (limit.roles, "user_role", person.roles),
+        (limit.groups, "user_group", person.groups),
+    ):
+        if wanted is None:
+            continue
+        keys = [(name, person.id) if table == "instrument_scientist" else (person.id, name) for name in sorted(wanted & held)]
+        grounds = tuple(ref(table, *key) for key in keys)
+        if table == "instrument_scientist":
+            grounds += tuple(ref("experiment", visit.id) for visit in visits if visit.instrument_id in wanted)
+        if not grounds:
+            return None
+        found += grounds
+    return found
+
+
+def _in_words(limit: Limit, instruments: Mapping[str, str]) -> str:
+    if limit.unknown:
+        return f"under a condition that Hutch does not know ({_listed(limit.unknown)})"
+    words = []
+    if limit.instruments is not None:
+        words.append(f"for experiments on {_listed(instruments.get(name, name) for name in limit.instruments)}")
+    if limit.roles is not None:
+        words.append(f"for {_listed(limit.roles)}")
+    if limit.groups is not None:
+        words.append(f"for the group {_listed(limit.groups)}")
+    dates = [f"{word} {at:%-d %B %Y, %H:%M} UTC" for word, at in (("from", limit.since), ("until", limit.until)) if at]
+    return " ".join([" and ".join(words) or "offered", *dates])
+
+
+# --- quota
+
+
+def quota(terms: Terms, titles: Collection[str], *, allotted: int | None = None, own: Quota = Quota()) -> Quota:  # noqa: B008
+    """For somebody with these roles and groups (titles): an admin's word (own), else the source's, else the most generous."""
+    held = [one for name, one in terms.quotas.items() if not name or name in titles]
+    instances = [own.instances, allotted, _most(one.instances for one in held)]
+    cores = [own.cores, _most(one.cores for one in held)]
+    return Quota(*(next((value for value in values if value is not None), UNLIMITED) for values in (instances, cores)))
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    named = [value for value in values if value is not None]
+    return UNLIMITED if UNLIMITED in named else max(named, default=None)
+
+
+def may_own_another(person: Person, usage: Usage) -> Decision:
+    records = (ref("user", person.id),)
+    if person.quota == UNLIMITED or usage.instances < person.quota:
+        return Decision(True, "quota", records=records)
+    sentence = f"You have {usage.instances} of at most {person.quota} instances. Delete one to launch another."
+    return Decision(False, "quota", sentence, records)
+
+
+def may_add_cores(person: Person, usage: Usage, plan: PlanOffer) -> Decision:
+    records = (ref("user", person.id), ref("plan", plan.id))
+    if person.core_quota == UNLIMITED or usage.cores + plan.cores <= person.core_quota:
+        return Decision(True, "quota-cores", records=records)
+    sentence = (
+        f"Your instances have {usage.cores} of at most {person.core_quota} cores, and {plan.name} needs {plan.cores}. "
+        "Delete one, or choose a smaller plan."
+    )
+    return Decision(False, "quota-cores", sentence, records)
+
+
+def _may_resume(person: Person) -> Decision:
+    """A resume takes no new room, but a quota of 0 locks out."""
+    allowed = 0 not in (person.quota, person.core_quota)
+    return Decision(allowed, "quota", "" if allowed else "Your quota is 0: no instance may be started.", (ref("user", person.id),))
+
+
+# --- all together
+
+
+def may_launch(person: Person, plan: PlanOffer, visits: Sequence[Visit], usage: Usage | None, terms: Terms) -> Decision:
+    """usage: what the person has without this instance; None at a resume."""
+    room = [may_own_another(person, usage), may_add_cores(person, usage, plan)] if usage else [_may_resume(person)]
+    decisions = [may_use_experiments(person, visits, terms), may_pick(person, plan, visits, terms), *room]
+    return next((one for one in decisions if not one), _all_of("launch", decisions))
+
+
+def lifetime(person: Person, plan: PlanOffer, terms: Terms) -> timedelta | None:
+    """The longest that the plan gives one of their roles or groups, else the site's; None for without end."""
+    days = [value for name, value in plan.lifetimes.items() if not name or name in person.roles | person.groups]
+    if not days:
+        return terms.lifetime
+    return None if 0 in days else timedelta(days=max(days))
+
+
+def _all_of(rule: str, decisions: Iterable[Decision]) -> Decision:
+    return Decision(True, rule, records=tuple(dict.fromkeys(record for one in decisions for record in one.records)))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
