@@ -50,6 +50,7 @@ def demo(
     import hub.demo
     from etl.adapters.files import Files
     from etl.load import run
+    from etl.source import Source
     from hub.configuration import load
     from hub.database.engine import open_database, upgrade
 
@@ -57,7 +58,8 @@ def demo(
     hub.demo.check_start(devcloud_port)
     engine = open_database(load().database_url)
     upgrade(engine)
-    report = run(engine, Files(Path(etl.command.__file__).parent / "example"), "example", allow_removals=True)
+    example = Files(folder=Path(etl.command.__file__).parent / "example")
+    report = run(engine, Source(name="example"), example, allow_removals=True)
     loaded = ", ".join(f"{sum(report.counts[table].values())} {words}" for table, words in EXAMPLE_WORDS.items())
     console.print(f"[green]✓[/] example facility: {loaded}")
     engine.dispose()

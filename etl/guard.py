@@ -1,27 +1,28 @@
-"""Stops a load that would take too much away: more likely a broken export than a facility that closed."""
+"""Stops a load that would take too much away, or that cannot be read: more likely a broken export than a facility that closed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from etl.diff import Change
 
-MAX_REMOVED_SHARE = 0.3
 # small tables may lose any number up to this
 HANDFUL = 5
 
 
-def objections(changes: Mapping[str, Change], max_share: float = MAX_REMOVED_SHARE) -> list[str]:
+def removals(changes: Mapping[str, Change], max_share: float) -> Iterator[str]:
     """One sentence per table that would lose too much."""
-    return [
-        f"{table}: {len(change.ended)} of {change.live} records would end (more than {max_share:.0%})"
-        if len(change.ended) < change.live
-        else f"{table}: all {change.live} records would end"
-        for table, change in changes.items()
-        if _too_many(change, max_share)
-    ]
+    for table, change in changes.items():
+        ended, live = change.ended.height, change.live
+        comes_empty = change.whole and 0 < live == ended and not change.added.height and not change.changed.height
+        if comes_empty:
+            yield f"{table}: all {live} records would end"
+        elif ended > HANDFUL and ended > max_share * live:
+            yield f"{table}: {ended} of {live} records would end (more than {max_share:.0%})"
 
 
-def _too_many(change: Change, max_share: float) -> bool:
-    comes_empty = 0 < change.live == len(change.ended) and not change.added and not change.changed
-    return comes_empty or (len(change.ended) > HANDFUL and len(change.ended) > max_share * change.live)
+def unreadable(changes: Mapping[str, Change], max_share: float) -> Iterator[str]:
+    """One sentence per table of which too many rows are at fault."""
+    for table, change in changes.items():
+        if change.rejected > HANDFUL and change.rejected > max_share * change.named:
+            yield f"{table}: {change.rejected} of {change.named} rows cannot be taken (more than {max_share:.0%})"

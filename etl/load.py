@@ -1,146 +1,214 @@
-"""One run: read a source, compare it with the database, and change all that differs, or nothing.
+"""One run: read a source, compare it with the database, and change all that differs in one transaction, or nothing.
 
 What is written: records under their source and the run that last changed them. Columns that only an admin sets are never named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, bindparam, insert, select, update
+import polars as pl
+from sqlalchemy import Connection, Engine, delete, insert, select, text
 
-from etl.diff import Change, compare
-from etl.frames import Adapter, Frames, Rejection, SourceError
-from etl.guard import objections
-from etl.validate import MODELS, Checked, Key, Standing, key_columns, validate
+from etl import people, store
+from etl.diff import Change, compare, present
+from etl.frames import Adapter, Extract, SourceError
+from etl.guard import removals, unreadable
+from etl.schema import SHAPES, TIME
+from etl.source import Source
+from etl.validate import REJECTION, Sieve
 from hub.database.engine import check_current, take_turn
-from hub.database.tables import Base, EtlRun, now
+from hub.database.tables import EtlRejection, EtlRun, RunKind, now
 
-MESSAGES_KEPT = 20
+REJECTIONS_KEPT = 10_000
+# any number will do that nothing else in the database locks: "etl" in ASCII
+LOCK_CLASS = 0x65746C
 
 
 @dataclass(slots=True)
 class Report:
-    """What a run did, or what a dry run would do. With objections it was refused and changed nothing."""
+    """What a run did, or what a dry run would do. With objections it was refused and changed nothing.
+
+    rejections: a frame of record, place, line, key, field, reason, skipped. repeated: the batch came before; nothing was done.
+    """
 
     source: str
     adapter: str
+    kind: str = RunKind.LOAD
+    batch: str | None = None
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    rejections: list[Rejection] = field(default_factory=list)
+    changes: dict[str, Change] = field(default_factory=dict)
+    rejections: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTION))
     objections: list[str] = field(default_factory=list)
     run_id: int | None = None
-
-    @property
-    def message(self) -> str | None:
-        lines = [*self.objections, *map(str, self.rejections)]
-        rest = [f"and {len(lines) - MESSAGES_KEPT} more"] if len(lines) > MESSAGES_KEPT else []
-        return "\n".join([*lines[:MESSAGES_KEPT], *rest]) or None
+    repeated: bool = False
 
 
 def run(
     engine: Engine,
+    source: Source,
     adapter: Adapter,
-    source: str,
     *,
     dry_run: bool = False,
     allow_removals: bool = False,
     today: datetime | None = None,
+    kind: str = RunKind.LOAD,
+    batch: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Load what the adapter reads, as the source of that name. Raises SourceError or DatabaseError with nothing changed."""
+    """Load what the adapter reads. tell: hears what is being done. Raises SourceError or DatabaseError with nothing changed."""
     check_current(engine)
     started_at = now()
     midnight = (today or started_at).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    report = Report(source, adapter.name)
-    try:
-        frames = adapter.read()
-        with engine.connect() as connection:
+    report = Report(source.name, adapter.name, kind, batch)
+    with alone(engine, source.name):
+        if batch is not None and _known(engine, report):
+            return report
+        try:
+            tell(f"reading {source.name}")
+            extract = adapter.read()
+            with engine.connect() as connection:
+                if not dry_run:
+                    take_turn(connection)
+                found = _compare_all(connection, source, extract, midnight, report, tell)
+                report.objections = [*unreadable(report.changes, source.max_rejected_share)]
+                if not allow_removals:
+                    report.objections += removals(report.changes, source.max_ended_share)
+                if not dry_run and not report.objections:
+                    _apply(connection, found, report, started_at, tell)
+                    connection.commit()
+        except Exception as error:
             if not dry_run:
-                take_turn(connection)
-            changes = _compare_all(connection, frames, source, midnight, report)
-            if not allow_removals:
-                report.objections = objections(changes)
-            if not dry_run and not report.objections:
-                _apply(connection, changes, report, started_at)
-                connection.commit()
-    except SourceError as error:
-        if not dry_run:
-            _note(engine, report, started_at, "failed", str(error))
-        raise
-    if report.objections and not dry_run:
-        _note(engine, report, started_at, "refused", report.message)
+                _note(engine, report, started_at, "failed", str(error) if isinstance(error, SourceError) else repr(error))
+            raise
+        if report.objections and not dry_run:
+            _note(engine, report, started_at, "refused", "\n".join(report.objections))
     return report
 
 
-def _compare_all(connection: Connection, frames: Frames, source: str, today: datetime, report: Report) -> dict[str, Change]:
-    standing = {table: _standing(connection, table) for table in MODELS}
-    checked = validate(frames, standing, source, today)
-    changes = {table: compare(one, standing[table], source) for table, one in checked.items()}
-    report.counts = {table: _count(changes[table], checked[table]) for table in checked}
-    report.rejections = [rejection for one in checked.values() for rejection in one.rejections]
-    return changes
+@contextmanager
+def alone(engine: Engine, source: str) -> Iterator[None]:
+    """One run of a source at a time, among all processes; the lock falls with the process that holds it."""
+    busy = SourceError(f"another run of {source!r} is at work; try again when it is done")
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            lock = {"class": LOCK_CLASS, "source": zlib.crc32(source.encode()) - 2**31}
+            if not connection.scalar(text("SELECT pg_try_advisory_lock(:class, :source)"), lock):
+                raise busy
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:class, :source)"), lock)
+    elif engine.url.database in (None, "", ":memory:"):
+        yield
+    else:
+        with Path(f"{engine.url.database}.{source}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy from None
+            yield
 
 
-def _count(change: Change, checked: Checked) -> dict[str, int]:
-    return {
-        "added": len(change.added),
-        "changed": len(change.changed),
-        "ended": len(change.ended),
-        "unchanged": change.unchanged,
-        "rejected": len({(rejection.place, rejection.line) for rejection in checked.rejections}),
-    }
-
-
-def _standing(connection: Connection, name: str) -> dict[Key, Standing]:
-    table = Base.metadata.tables[name]
-    fields, keys = list(MODELS[name].model_fields), key_columns(name)
-    rows = connection.execute(select(*(table.c[column] for column in [*fields, "source", "ended_at"])))
-    return {
-        tuple(row[column] for column in keys): Standing(
-            {column: row[column] for column in fields}, row["source"], row["ended_at"] is not None
-        )
-        for row in rows.mappings()
-    }
-
-
-def _apply(connection: Connection, changes: Mapping[str, Change], report: Report, started_at: datetime) -> None:
-    report.run_id = connection.scalar(insert(EtlRun).returning(EtlRun.id), _run_row(report, started_at, "done", report.message))
-    origin = {"source": report.source, "run_id": report.run_id}
-    for name, change in changes.items():
-        table = Base.metadata.tables[name]
-        if change.added:
-            connection.execute(insert(table), [values | origin for values in change.added.values()])
-        _update(connection, table, change.changed, origin | {"ended_at": None})
-        _update(connection, table, {key: {} for key in change.ended}, {"run_id": report.run_id, "ended_at": started_at})
-
-
-def _update(connection: Connection, table: Table, rows: Mapping[Key, dict[str, Any]], alike: dict[str, Any]) -> None:
-    """One statement for all rows of a kind; alike: what is set in each of them."""
-    if not rows:
-        return
-    keys = key_columns(table.name)
-    statement = update(table).where(*(table.c[column] == bindparam(f"key_{column}") for column in keys)).values(alike)
-    connection.execute(
-        statement,
-        [values | {f"key_{column}": part for column, part in zip(keys, key, strict=True)} for key, values in rows.items()],
+def _known(engine: Engine, report: Report) -> bool:
+    done = select(EtlRun.id, EtlRun.counts).where(
+        EtlRun.source == report.source, EtlRun.batch == report.batch, EtlRun.outcome == "done"
     )
+    with engine.connect() as connection:
+        before = connection.execute(done).first()
+    if before:
+        report.run_id, report.counts, report.repeated = before.id, before.counts, True
+    return report.repeated
 
 
-def _run_row(report: Report, started_at: datetime, outcome: str, message: str | None) -> dict[str, Any]:
-    return {
+def _compare_all(
+    connection: Connection, source: Source, extract: Extract, today: datetime, report: Report, tell: Callable[[str], None]
+) -> people.Found:
+    _check_extract(extract)
+    found = people.find(connection, source, extract)
+    frames, ids, left_out, rejections = found.extract.frames, {}, {}, []
+    for name, shape in SHAPES.items():
+        wanted = name in frames
+        if (
+            not wanted
+            and not any(name in SHAPES[other].references.values() for other in frames)
+            and not (name == "instrument" and "plan" in frames)
+        ):
+            continue
+        held = store.held(connection, shape, shape.stored if wanted else ["id"])
+        if not wanted:
+            ids[name] = held.filter(~pl.col("_ended"))["id"]
+            continue
+        tell(f"comparing {name}")
+        sieve = Sieve(name, frames[name], source.time_zone, today)
+        if name == "user":
+            sieve.check_logins(held)
+        sieve.check_references(ids, left_out)
+        sieve.check_source(held, source.name)
+        checked = sieve.result()
+        change = compare(shape, checked, held, source.name, extract.scopes.get(name), whole=name not in extract.scopes)
+        report.changes[name], report.counts[name] = change, change.counts
+        rejections.append(checked.rejections)
+        if "id" in shape.key:
+            ids[name] = present(change, held)
+            left_out[name] = checked.rejections.filter("skipped")["key"]
+    report.rejections = pl.concat([report.rejections, *rejections])
+    return found
+
+
+def _check_extract(extract: Extract) -> None:
+    if unknown := extract.frames.keys() - SHAPES.keys():
+        raise SourceError(f"the source names a table that Hutch does not have: {', '.join(sorted(unknown))}")
+    if nothing := [name for name, frame in extract.frames.items() if not isinstance(frame, pl.DataFrame)]:
+        raise SourceError(f"the source gave nothing in place of the list of {nothing[0]}")
+
+
+def _apply(connection: Connection, found: people.Found, report: Report, started_at: datetime, tell: Callable[[str], None]) -> None:
+    run_id = report.run_id = _run(connection, report, started_at, "done", None)
+    origin = {"source": pl.lit(report.source), "run_id": pl.lit(run_id, pl.Int64)}
+    for name, change in report.changes.items():
+        shape = SHAPES[name]
+        tell(f"writing {name}")
+        store.merge(connection, shape, change.changed.with_columns(**origin, ended_at=pl.lit(None, TIME)), run_id)
+        gone = {"run_id": origin["run_id"], "ended_at": pl.lit(started_at, TIME)}
+        store.merge(connection, shape, change.ended.with_columns(**gone), run_id)
+        if change.added.height:
+            store.add(connection, shape, change.added.with_columns(**origin))
+    people.keep(connection, found, started_at)
+
+
+def _run(connection: Connection, report: Report, started_at: datetime, outcome: str, message: str | None) -> int:
+    """Note the run, and its rejected rows in place of those of the source's runs before."""
+    row: dict[str, Any] = {
         "source": report.source,
         "adapter": report.adapter,
+        "kind": report.kind,
+        "batch": report.batch,
         "started_at": started_at,
         "finished_at": now(),
         "outcome": outcome,
         "counts": report.counts,
         "message": message,
     }
+    run_id = connection.execute(insert(EtlRun).returning(EtlRun.id), row).scalar_one()
+    if report.kind == RunKind.LOAD and outcome == "done":
+        before = select(EtlRun.id).where(EtlRun.source == report.source)
+        connection.execute(delete(EtlRejection).where(EtlRejection.run_id.in_(before)))
+    rejected = report.rejections.sort("skipped").head(REJECTIONS_KEPT).drop("skipped")
+    shortened = pl.col("place", "key").fill_null("").str.slice(0, 250)
+    store.insert(connection, "etl_rejection", rejected.with_columns(shortened, run_id=pl.lit(run_id, pl.Int64)))
+    return run_id
 
 
 def _note(engine: Engine, report: Report, started_at: datetime, outcome: str, message: str | None) -> None:
     """Remember a run that changed nothing."""
+    report.run_id = None
     with engine.begin() as connection:
-        connection.execute(insert(EtlRun), _run_row(report, started_at, outcome, message))
+        _run(connection, report, started_at, outcome, message)

@@ -1,316 +1,217 @@
-"""What a row must be to become a record: one pydantic model per table, then keys, logins and references across them.
+"""Which rows of a frame become records: their cells, their keys, then what they say against what the database holds.
 
-A moment is ISO 8601 (`2026-03-01`, `2026-03-01 08:00`, `2026-03-01T08:00+01:00`), in UTC unless it says otherwise. Examples may
-count from the day of the load: `today`, `today-3d 08:00`, `today+2d`.
+Whoever cannot be taken is told of with place, line, key, field and reason, and takes nothing away: what the database holds under
+the key of a rejected row stays, and while any key cannot be read, nothing of that table ends.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, time, timedelta
-from textwrap import shorten
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-)
+import polars as pl
 
-from etl.frames import Frames, Rejection, Row, SourceError
-from hub.database.tables import FacilityRole, MemberOf
+from etl import plans
+from etl.cells import faults, raw, readable, reads, relative
+from etl.frames import FAULT, LINE, PLACE, SourceError
+from etl.schema import SHAPES, STRENGTH, Moment, Parts, Shape
 
-_RELATIVE = re.compile(r"today(?:([+-]\d{1,5})d)?(?: (\d\d:\d\d))?")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
-
-def moment(value: Any, today: datetime) -> datetime | None:
-    """A moment in UTC; `today` is the midnight that relative ones count from."""
-    if value is None:
-        return None
-    if isinstance(value, datetime):
-        # a database that tells local time without saying so: only its adapter knows where it stands
-        if value.tzinfo is None:
-            raise ValueError(f"{value} has no time zone")
-        return value.astimezone(UTC)
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a date")
-    try:
-        if found := _RELATIVE.fullmatch(value):
-            clock = time.fromisoformat(found[2] or "00:00")
-            return today + timedelta(days=int(found[1] or 0), hours=clock.hour, minutes=clock.minute)
-        parsed = datetime.fromisoformat(value)
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{value!r} is not a date; write 2026-03-01 08:00 or today-3d 08:00") from None
-
-
-def _moment(value: Any, info: ValidationInfo) -> datetime | None:
-    assert info.context is not None
-    return moment(value, info.context["today"])
-
-
-def _printable(value: str) -> str:
-    if _CONTROL.search(value):
-        raise ValueError("holds a control character")
-    return value
-
-
-Name = Annotated[str, StringConstraints(min_length=1, max_length=250), AfterValidator(_printable)]
-Prose = Annotated[str, StringConstraints(min_length=1, max_length=20_000), AfterValidator(_printable)]
-Login = Annotated[Name, StringConstraints(pattern=r"^[a-z][a-z0-9._-]*$", max_length=32)]
-Moment = Annotated[datetime | None, BeforeValidator(_moment)]
-Amount = Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True, coerce_numbers_to_str=True, use_enum_values=True)
-
-
-class Affiliation(Record):
-    id: Name
-    name: Name
-    town: Name | None = None
-    country: Name | None = None
-
-
-class User(Record):
-    id: Name
-    login: Login
-    given_name: Annotated[str, StringConstraints(max_length=250), AfterValidator(_printable)] = ""
-    family_name: Name
-    email: Annotated[Name, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
-    orcid: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{4}-\d{4}-\d{3}[\dX]$")] | None = None
-    affiliation_id: Name | None = None
-
-
-class Instrument(Record):
-    id: Name
-    name: Name
-    description: Prose | None = None
-
-
-class Proposal(Record):
-    id: Name
-    title: Prose
-    summary: Prose | None = None
-    # pages make a link of it
-    url: Annotated[Prose, StringConstraints(pattern=r"^https?://\S+$")] | None = None
-
-
-class Experiment(Record):
-    id: Name
-    proposal_id: Name
-    instrument_id: Name
-    title: Prose | None = None
-    starts_at: Moment = None
-    ends_at: Moment = None
-
-
-class ExperimentMember(Record):
-    experiment_id: Name
-    user_id: Name
-    role: MemberOf = Field(default=MemberOf.MEMBER, validate_default=True)
-
-
-class InstrumentScientist(Record):
-    instrument_id: Name
-    user_id: Name
-
-
-class UserRole(Record):
-    user_id: Name
-    role: FacilityRole
-    expires_at: Moment = None
-
-
-class Plan(Record):
-    id: Name
-    name: Name
-    description: Prose | None = None
-    image: Name
-    flavor: Name
-    cores: Amount
-    memory_mb: Amount
-    position: Annotated[int, Field(ge=0, lt=2**31)] = 100
-    instruments: list[Name] = []
-    roles: list[FacilityRole] = []
-
-
-# in the order in which they refer to each other
-MODELS: dict[str, type[Record]] = {
-    "affiliation": Affiliation,
-    "user": User,
-    "instrument": Instrument,
-    "proposal": Proposal,
-    "experiment": Experiment,
-    "experiment_member": ExperimentMember,
-    "instrument_scientist": InstrumentScientist,
-    "user_role": UserRole,
-    "plan": Plan,
+ROW, UNKNOWN = "_row", "_unknown"
+REJECTION = {
+    "record": pl.String,
+    "place": pl.String,
+    "line": pl.Int64,
+    "key": pl.String,
+    "field": pl.String,
+    "reason": pl.String,
+    # for a reason that is nobody's fault, such as a person without a login: it does not count against the source
+    "skipped": pl.Boolean,
 }
-KEYS: dict[str, tuple[str, ...]] = {
-    "experiment_member": ("experiment_id", "user_id"),
-    "instrument_scientist": ("instrument_id", "user_id"),
-    "user_role": ("user_id", "role"),
-}
-REFERENCES: dict[str, dict[str, str]] = {
-    "user": {"affiliation_id": "affiliation"},
-    "experiment": {"proposal_id": "proposal", "instrument_id": "instrument"},
-    "experiment_member": {"experiment_id": "experiment", "user_id": "user"},
-    "instrument_scientist": {"instrument_id": "instrument", "user_id": "user"},
-    "user_role": {"user_id": "user"},
-    "plan": {"instruments": "instrument"},
-}
-
-Key = tuple[str, ...]
-
-
-def key_columns(table: str) -> tuple[str, ...]:
-    return KEYS.get(table, ("id",))
+# set by admins too, who are then stronger than any source
+BY_HAND = frozenset({"user_role", "user_group"})
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """A record that the database already holds."""
-
-    values: dict[str, Any]
-    source: str
-    ended: bool
-
-
-@dataclass(slots=True)
 class Checked:
-    """One table's rows after validation."""
+    """One table's rows after validation. certain: whether what is not named can be taken for gone."""
 
-    accepted: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    # named by the source but not usable: what the database holds under these keys stays
-    kept: set[Key] = field(default_factory=set)
-    # a row whose key cannot be read might be any record's: then none may be taken for removed
-    certain: bool = True
-    rejections: list[Rejection] = field(default_factory=list)
-    rows: dict[Key, Row] = field(default_factory=dict)
-
-    def reject(self, row: Row, column: str, reason: str, key: Key | None = None) -> None:
-        self.rejections.append(Rejection(row.place, row.line, column, reason))
-        if key is None:
-            self.certain = False
-        elif key not in self.accepted:
-            self.kept.add(key)
+    accepted: pl.DataFrame
+    # the keys of rows that are named but not taken
+    kept: pl.DataFrame
+    rejections: pl.DataFrame
+    certain: bool
+    named: int
 
 
-def validate(frames: Frames, standing: Mapping[str, Mapping[Key, Standing]], source: str, today: datetime) -> dict[str, Checked]:
-    """Sort the rows of each frame into accepted and rejected. standing: what the database holds, by table and key."""
-    if unknown := frames.keys() - MODELS.keys():
-        raise SourceError(f"the source names a table that Hutch does not have: {', '.join(sorted(unknown))}")
-    checked: dict[str, Checked] = {}
-    present: dict[str, set[str]] = {}
-    for table in MODELS:
-        held = standing.get(table, {})
-        if table in frames:
-            one = checked[table] = Checked()
-            for row in frames[table]:
-                _check_row(table, row, one, today)
-            _refuse(one, _taken_logins(one, held) if table == "user" else ())
-            _refuse(one, _dangling(table, one, present))
-            _refuse(one, _of_another_source(table, one, held, source))
-        present[table] = _present_after(checked.get(table), held, source)
-    return checked
+class Sieve:
+    """The rows of one frame that are still good, and what was wrong with the others."""
 
+    def __init__(self, name: str, frame: pl.DataFrame, zone: str, today: datetime) -> None:
+        self.shape = SHAPES[name]
+        self._faults: list[pl.DataFrame] = []
+        self._kept: list[pl.DataFrame] = []
+        fields, frame = self.shape.fields, _prepared(self.shape, frame, today)
+        self.rows = self.read = frame.select(
+            pl.exclude(*fields),
+            *(pl.col(name).alias(raw(name)) for name in fields),
+            *(reads(name, frame.schema[name], field, zone) for name, field in fields.items()),
+        )
+        for column, field, skipped in ((FAULT, "", False), (UNKNOWN, "user_id", True)):
+            self.refuse(self.rows.filter(pl.col(column).is_not_null()), field, pl.col(column), skipped=skipped)
+        self.drop()
+        self._check_cells(frame.schema)
+        self._check_twins()
+        self._check_dates()
 
-def _check_row(table: str, row: Row, checked: Checked, today: datetime) -> None:
-    if row.fault:
-        return checked.reject(row, "", row.fault)
-    try:
-        values = MODELS[table].model_validate(row.values, context={"today": today}).model_dump()
-    except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            checked.reject(row, str(fault["loc"][0]), _reason(fault), _written_key(table, row))
-        return None
-    key = tuple(values[column] for column in key_columns(table))
-    if key in checked.rows:
-        return checked.reject(row, ", ".join(key_columns(table)), f"the same as in line {checked.rows[key].line}", key)
-    checked.rows[key] = row
-    if _reversed(values):
-        return checked.reject(row, "ends_at", f"ends before it starts ({values['starts_at']:%Y-%m-%d %H:%M})", key)
-    checked.accepted[key] = values
-    return None
+    def refuse(self, bad: pl.DataFrame, field: str, reason: pl.Expr, *, skipped: bool = False) -> None:
+        if bad.height:
+            self._faults.append(bad.select(ROW, field=pl.lit(field), reason=reason, skipped=pl.lit(skipped)))
 
+    def drop(self) -> None:
+        """Faults of one kind are all told; of the next kind, only those of rows that were good until then."""
+        if self._faults:
+            self.rows = self.rows.join(pl.concat(self._faults), on=ROW, how="anti", maintain_order="left")
 
-def _written_key(table: str, row: Row) -> Key | None:
-    """The key of a row that is not valid, if that much of it can be read."""
-    parts = [row.values.get(column) for column in key_columns(table)]
-    if not all(isinstance(part, str | int) and str(part).strip() for part in parts):
-        return None
-    return tuple(str(part).strip() for part in parts)
+    def _check_cells(self, schema: Mapping[str, pl.DataType]) -> None:
+        checks = [(name, *check) for name, field in self.shape.fields.items() for check in faults(name, schema[name], field)]
+        # all at once, because nearly always nothing is found
+        found = self.rows.select(wrong.any().alias(str(number)) for number, (_, wrong, _) in enumerate(checks)).row(0)
+        for (name, wrong, reason), some in zip(checks, found, strict=True):
+            if some:
+                self.refuse(self.rows.filter(wrong), name, reason)
+        self.rows = self.rows.select(ROW, *self.shape.fields)
+        self.drop()
 
+    def _check_twins(self) -> None:
+        """Two rows of one record: the same twice is once, several parts of a person are the strongest; all else is a mistake."""
+        key = self.shape.key
+        if self.rows.select(pl.struct(key).n_unique()).item() == self.rows.height:
+            return
+        self.rows = self.rows.unique(list(self.shape.fields), keep="first", maintain_order=True)
+        if self.shape.name == "experiment_member":
+            strength = pl.col("role").replace_strict(STRENGTH, list(range(len(STRENGTH))))
+            self.rows = self.rows.sort(strength).unique(key, keep="first", maintain_order=True).sort(ROW)
+        twins = self.rows.with_columns(_first=pl.col(ROW).first().over(key)).filter(pl.col(ROW) != pl.col("_first"))
+        twins = twins.join(self.read.select(_first=ROW, _line=LINE), on="_first")
+        self.refuse(twins, ", ".join(key), pl.format("the same as in line {}", "_line"))
+        self.drop()
 
-def _reason(fault: Any) -> str:
-    if fault["type"] == "extra_forbidden":
-        return "there is no such column"
-    if fault["type"] == "missing":
-        return "is missing"
-    reason = fault["msg"].removeprefix("Value error, ")
-    return reason if fault["type"] == "value_error" else f"{reason}, not {shorten(repr(fault['input']), 60)}"
+    def _check_dates(self) -> None:
+        if "starts_at" in self.shape.fields:
+            reason = pl.format("ends before it starts ({})", pl.col("starts_at").dt.strftime("%Y-%m-%d %H:%M"))
+            self.refuse(self.rows.filter(pl.col("ends_at") < pl.col("starts_at")), "ends_at", reason)
+            self.drop()
 
+    # --- against what is held
 
-def _reversed(values: dict[str, Any]) -> bool:
-    return bool(values.get("starts_at") and values.get("ends_at") and values["ends_at"] < values["starts_at"])
+    def check_logins(self, held: pl.DataFrame) -> None:
+        """A login is a JupyterHub account and a home: it stays with its person, and never passes to another."""
+        owners = held.select(pl.col("login"), pl.col("id").alias("_owner"))
+        known = self.rows.join(held.select("id", pl.col("login").alias("_login")), on="id", how="left", maintain_order="left")
+        changed = known.filter(pl.col("_login") != pl.col("login"))
+        reason = "the login of user '{}' is '{}' and cannot become '{}': instances hang on it"
+        self.refuse(changed, "login", pl.format(reason, "id", "_login", "login"))
+        first = pl.col("id").first().over("login")
+        claimed = self.rows.with_columns(_first=first).join(owners, on="login", how="left", maintain_order="left")
+        claimed = claimed.with_columns(_owner=pl.coalesce("_owner", "_first")).filter(pl.col("login").is_not_null())
+        reason = "'{}' belongs to user '{}'; a login is never given to another person"
+        self.refuse(claimed.filter(pl.col("_owner") != pl.col("id")), "login", pl.format(reason, "login", "_owner"))
+        self.drop()
+        without = self.rows.filter(pl.col("login").is_null())
+        self.refuse(without, "login", pl.lit("has no login, and cannot sign on without one"), skipped=True)
+        self.drop()
 
+    def check_references(self, present: Mapping[str, pl.Series], skipped: Mapping[str, pl.Series]) -> None:
+        for field, target in self.shape.references.items():
+            ids = pl.DataFrame({field: present[target]})
+            missing = self.rows.filter(pl.col(field).is_not_null()).join(ids, on=field, how="anti", maintain_order="left")
+            harmless = pl.col(field).is_in(skipped[target].implode()) if target in skipped else pl.lit(False)
+            self.refuse(missing.filter(harmless), field, pl.format(f"the {target} '{{}}' was left out", field), skipped=True)
+            self.refuse(missing.filter(~harmless), field, pl.format(f"there is no {target} '{{}}'", field))
+        if self.shape.name == "plan":
+            known = set(present["instrument"])
+            for row, limits in self.rows.select(ROW, "limits").rows():
+                for name in sorted(plans.instruments(limits) - known):
+                    bad = self.rows.filter(pl.col(ROW) == row)
+                    self.refuse(bad, "limits", pl.lit(f"there is no instrument {name!r}"))
+        self.drop()
 
-Refusal = tuple[Key, str, str]
+    def check_source(self, held: pl.DataFrame, source: str) -> None:
+        """A record that holds belongs to its source; what an admin set stays as it is."""
+        key = self.shape.key
+        others = held.filter(pl.col("source") != source)
+        if not others.height:
+            return
+        owned = self.rows.join(others.select(*key, "_ended", pl.col("source").alias("_whose")), on=key, maintain_order="left")
+        if self.shape.name in BY_HAND:
+            by_hand = owned.filter(pl.col("_whose") == "")
+            self._kept.append(by_hand.select(key))
+            self.rows = self.rows.join(by_hand, on=ROW, how="anti", maintain_order="left")
+            owned = owned.filter(pl.col("_whose") != "")
+        whose = (
+            pl.when(pl.col("_whose") == "")
+            .then(pl.lit("no source, it was entered by hand"))
+            .otherwise(pl.format("the source '{}'", "_whose"))
+        )
+        self.refuse(owned.filter(~pl.col("_ended")), ", ".join(key), pl.format("this record comes from {}", whose))
+        self.drop()
 
+    # --- what came of it
 
-def _refuse(checked: Checked, refusals: Iterable[Refusal]) -> None:
-    """The same row may be refused for several reasons; all are told."""
-    for key, column, reason in list(refusals):
-        checked.accepted.pop(key, None)
-        checked.reject(checked.rows[key], column, reason, key)
-
-
-def _taken_logins(checked: Checked, held: Mapping[Key, Standing]) -> Iterator[Refusal]:
-    """A login is a JupyterHub account and a home: it stays with its person, and never passes to another."""
-    owners = {standing.values["login"]: key for key, standing in held.items()}
-    for key, values in checked.accepted.items():
-        if key in held and (login := held[key].values["login"]) != values["login"]:
-            yield (
-                key,
-                "login",
-                f"the login of user {key[0]!r} is {login!r} and cannot become {values['login']!r}: instances hang on it",
+    def result(self) -> Checked:
+        key, accepted = self.shape.key, self.rows.select(*self.shape.stored)
+        if not self._faults:
+            return Checked(
+                accepted,
+                pl.concat([accepted.select(key).clear(), *self._kept]),
+                pl.DataFrame(schema=REJECTION),
+                True,
+                self.read.height,
             )
-        owner = owners.setdefault(values["login"], key)
-        if owner != key:
-            yield key, "login", f"{values['login']!r} belongs to user {owner[0]!r}; a login is never given to another person"
+        found = pl.concat(self._faults).join(self.read, on=ROW).sort(ROW, maintain_order=True)
+        told = found.select(
+            record=pl.lit(self.shape.name),
+            place=PLACE,
+            line=LINE,
+            key=pl.concat_str(key, separator=" ", ignore_nulls=True),
+            field="field",
+            reason="reason",
+            skipped="skipped",
+        )
+        unreadable = pl.any_horizontal(pl.col(FAULT).is_not_null(), *(pl.col(name).is_null() for name in key))
+        lost = found.filter(unreadable & ~pl.col("skipped"))
+        kept = found.filter(~unreadable).select(key)
+        return Checked(accepted, pl.concat([kept, *self._kept]), told, not lost.height, self.read.height)
 
 
-def _dangling(table: str, checked: Checked, present: Mapping[str, set[str]]) -> Iterator[Refusal]:
-    for key, values in checked.accepted.items():
-        for column, target in REFERENCES.get(table, {}).items():
-            names = values[column] if isinstance(values[column], list) else [values[column]]
-            for name in names:
-                if name is not None and name not in present[target]:
-                    yield key, column, f"there is no {target} {name!r}"
-
-
-def _of_another_source(table: str, checked: Checked, held: Mapping[Key, Standing], source: str) -> Iterator[Refusal]:
-    for key in checked.accepted:
-        if key in held and held[key].source != source and not held[key].ended:
-            whose = f"the source {held[key].source!r}" if held[key].source else "no source, it was entered by hand"
-            yield key, ", ".join(key_columns(table)), f"this record comes from {whose}"
-
-
-def _present_after(checked: Checked | None, held: Mapping[Key, Standing], source: str) -> set[str]:
-    """The ids that other rows may refer to once this run is loaded."""
-    stays = {
-        key[0]
-        for key, standing in held.items()
-        if not standing.ended and (checked is None or not checked.certain or standing.source != source or key in checked.kept)
+def _prepared(shape: Shape, frame: pl.DataFrame, today: datetime) -> pl.DataFrame:
+    """With all columns that the table has, and where each row comes from."""
+    known = {*shape.fields, PLACE, LINE, FAULT, UNKNOWN}
+    if unknown := [column for column in frame.columns if column not in known]:
+        near = get_close_matches(unknown[0], shape.fields, 1)
+        hint = f"; is it {near[0]!r}?" if near else f"; known are {', '.join(shape.fields)}"
+        raise SourceError(f"{shape.name}: there is no column {unknown[0]!r}{hint}")
+    columns: dict[str, pl.Series] = {}
+    for name, field in shape.fields.items():
+        column = frame[name] if name in frame.columns else pl.Series(name, [None] * 0, pl.Null).extend_constant(None, frame.height)
+        if not readable(column.dtype, field.kind):
+            raise SourceError(f"{shape.name}: the column {name!r} holds {column.dtype}, which cannot be read")
+        if isinstance(field.kind, Parts):
+            column, wrong = plans.read(column, field.kind.model)
+            columns[wrong.name] = wrong
+        columns[name] = relative(column, today) if isinstance(field.kind, Moment) else column
+    given = frame.select(pl.col(column) for column in (PLACE, LINE, FAULT, UNKNOWN) if column in frame.columns)
+    absent = {
+        PLACE: pl.lit(shape.name),
+        LINE: pl.int_range(1, pl.len() + 1),
+        FAULT: pl.lit(None, pl.String),
+        UNKNOWN: pl.lit(None, pl.String),
     }
-    return stays | ({key[0] for key in checked.accepted} if checked else set())
+    return (
+        pl.DataFrame(columns)
+        .hstack(given)
+        .with_columns(expression.alias(name) for name, expression in absent.items() if name not in given.columns)
+        .with_row_index(ROW)
+    )

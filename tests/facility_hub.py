@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from etl.adapters.files import Files
 from etl.load import run
+from etl.source import Source
 from hub.database.engine import deployment_id, open_database, sessions, upgrade
 from hub.database.tables import Experiment, ExperimentMember, Instance, Intent, Plan, Proposal, User, UserRole, now
 from spawner.devcloud.process import DevcloudProcess, running
@@ -80,7 +81,7 @@ class FacilityHub(RunningHub):
         super().__init__(folder, config)
         self.engine = open_database(databases["database_url"])
         upgrade(self.engine)
-        run(self.engine, Files(EXAMPLE), "example", allow_removals=True)
+        run(self.engine, Source(name="example"), Files(folder=EXAMPLE), allow_removals=True)
         self._sessions = sessions(self.engine)
 
     @contextmanager

@@ -1,9 +1,9 @@
-"""The simplest source: a folder with one CSV or JSON file per table.
+"""The simplest source: a folder with one CSV, JSON or Parquet file per table.
 
-`users.csv`, `instruments.csv`, `proposals.csv`, `experiments.csv` and `experiment_members.csv` must be there (or the same as
-`.json`); `affiliations`, `instrument_scientists`, `user_roles` and `plans` may be: without one, those records stay as they are.
+`users`, `instruments`, `proposals`, `experiments` and `experiment_members` must be there; `affiliations`, `instrument_scientists`,
+`user_roles`, `user_groups` and `plans` may be: without one, those records stay as they are.
 
-CSV: UTF-8, comma-separated, the first line names the columns; lists are separated by `;`; an empty cell is no value.
+CSV: UTF-8, comma-separated, the first line names the columns; an empty cell is no value.
 JSON: UTF-8, one list of objects.
 """
 
@@ -12,43 +12,55 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from etl.frames import Frames, Row, SourceError
-from etl.validate import MODELS
+import polars as pl
+
+from etl.frames import FAULT, LINE, PLACE, Extract, File, Settings, SourceError
+from etl.schema import SHAPES, Field, Parts
 
 MANDATORY = frozenset({"user", "instrument", "proposal", "experiment", "experiment_member"})
-LISTS = frozenset({"instruments", "roles"})
+SUFFIXES = ("csv", "json", "parquet")
 
 
-class Files:
-    name = "files"
+class Files(Settings):
+    name: ClassVar[str] = "files"
+    folder: File
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def read(self) -> Frames:
+    def read(self) -> Extract:
         if not self.folder.is_dir():
             raise SourceError(
                 f"{self.folder}: there is no such folder; name one that holds users.csv, experiments.csv and the rest"
             )
-        files = {table: self._find(table) for table in MODELS}
+        files = {table: self._find(table) for table in SHAPES}
         if missing := sorted(f"{table}s.csv" for table in MANDATORY if files[table] is None):
-            raise SourceError(f"{self.folder}: {', '.join(missing)} missing (or the same as .json)")
-        return {table: read_file(file, table) for table, file in files.items() if file}
+            raise SourceError(f"{self.folder}: {', '.join(missing)} missing (or the same as .json or .parquet)")
+        return Extract({table: read_file(file, table) for table, file in files.items() if file})
 
     def _find(self, table: str) -> Path | None:
-        found = [file for suffix in ("csv", "json") if (file := self.folder / f"{table}s.{suffix}").exists()]
+        found = [file for suffix in SUFFIXES if (file := self.folder / f"{table}s.{suffix}").exists()]
         if len(found) > 1:
             raise SourceError(f"{self.folder}: both {found[0].name} and {found[1].name} are there; remove one")
         return found[0] if found else None
 
 
-def read_file(file: Path, table: str) -> list[Row]:
+def read_file(file: Path, table: str) -> pl.DataFrame:
+    fields = SHAPES[table].fields
+    if file.suffix == ".parquet":
+        return _parquet(file, fields)
     text = _text(file)
-    return list(_csv_rows(file.name, text, table) if file.suffix == ".csv" else _json_rows(file.name, text))
+    return csv_frame(file.name, text, fields) if file.suffix == ".csv" else json_frame(file.name, text, fields)
+
+
+def _parquet(file: Path, fields: dict[str, Field]) -> pl.DataFrame:
+    try:
+        frame = pl.read_parquet(file)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise SourceError(f"{file.name}: is not Parquet: {error}") from error
+    _check_header(file.name, frame.columns, fields)
+    return frame.with_columns(pl.lit(file.name).alias(PLACE))
 
 
 def _text(file: Path) -> str:
@@ -65,14 +77,17 @@ def _text(file: Path) -> str:
 # --- CSV
 
 
-def _csv_rows(name: str, text: str, table: str) -> Iterator[Row]:
+def csv_frame(name: str, text: str, fields: dict[str, Field]) -> pl.DataFrame:
     lines = _csv_lines(name, text)
     columns = [column.strip() for column in next(lines, (1, []))[1]]
-    _check_header(name, columns, table)
+    _check_header(name, columns, fields)
+    numbers, rows, faults = [], [], []
     for number, cells in lines:
-        fault = None if len(cells) == len(columns) else f"has {len(cells)} cells, the first line names {len(columns)} columns"
-        values = {column: _cell(column, cell) for column, cell in zip(columns, cells, strict=False) if cell.strip()}
-        yield Row(values, name, number, fault)
+        fits = len(cells) == len(columns)
+        numbers.append(number)
+        rows.append(cells if fits else [None] * len(columns))
+        faults.append(None if fits else f"has {len(cells)} cells, the first line names {len(columns)} columns")
+    return _frame(name, pl.DataFrame(rows, dict.fromkeys(columns, pl.String), orient="row"), numbers, faults)
 
 
 def _csv_lines(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -88,28 +103,48 @@ def _csv_lines(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
         raise SourceError(f"{name}:{begins}: is not CSV: {error}") from error
 
 
-def _check_header(name: str, columns: list[str], table: str) -> None:
+def _check_header(name: str, columns: list[str], fields: dict[str, Field]) -> None:
     """A column that is misspelt would look like a column without values, and take away what is there."""
-    fields = MODELS[table].model_fields
     if not columns:
         raise SourceError(f"{name}: is empty; its first line must name the columns: {', '.join(fields)}")
     if unknown := [column for column in columns if column not in fields]:
         raise SourceError(f"{name}:1: there is no column {unknown[0]!r}; known are {', '.join(fields)}")
     if twice := {column for column in columns if columns.count(column) > 1}:
         raise SourceError(f"{name}:1: the column {min(twice)!r} is there twice")
-    if missing := [column for column, field in fields.items() if field.is_required() and column not in columns]:
+    if missing := [column for column, field in fields.items() if field.required and column not in columns]:
         raise SourceError(f"{name}:1: the column {missing[0]!r} is missing")
-
-
-def _cell(column: str, cell: str) -> str | list[str]:
-    return [part.strip() for part in cell.split(";") if part.strip()] if column in LISTS else cell
 
 
 # --- JSON
 
 
-def _json_rows(name: str, text: str) -> Iterator[Row]:
-    """Objects one by one, for the line each begins at, which `json.loads` does not tell."""
+def json_frame(name: str, text: str, fields: dict[str, Field]) -> pl.DataFrame:
+    numbers, rows, faults = [], [], []
+    for number, values in _json_objects(name, text):
+        cells = {column: _cell(value, fields[column]) for column, value in values.items() if column in fields and value is not None}
+        numbers.append(number)
+        rows.append([cells.get(column, (None, None))[0] for column in fields])
+        wrong = [f"there is no field {column!r}" for column in values if column not in fields]
+        wrong += [f"{column}: {fault}" for column, (_, fault) in cells.items() if fault]
+        faults.append("; ".join(wrong) or None)
+    return _frame(name, pl.DataFrame(rows, dict.fromkeys(fields, pl.String), orient="row"), numbers, faults)
+
+
+def _cell(value: Any, field: Field) -> tuple[str | None, str | None]:
+    """As text, or what is wrong with it."""
+    if isinstance(field.kind, Parts):
+        return json.dumps(value), None
+    if isinstance(value, bool | list | dict):
+        return None, f"should be text or a number, not {type(value).__name__}"
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return None, f"holds half a character: {value!r}"
+    return str(value), None
+
+
+def _json_objects(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One by one, for the line each begins at, which `json.loads` does not tell."""
     decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
     position = _skip(text, 0)
     if text[position : position + 1] != "[":
@@ -127,7 +162,7 @@ def _json_rows(name: str, text: str) -> Iterator[Row]:
             raise SourceError(f"{name}:{line}: is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise SourceError(f"{name}:{line}: must be an object, not {type(value).__name__}")
-        yield Row({column: part for column, part in value.items() if part is not None}, name, line)
+        yield line, value
         position = _skip(text, position)
         separator, position = text[position : position + 1], _skip(text, position + 1)
     if separator != "]" or position < len(text):
@@ -148,3 +183,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is not a number")
+
+
+def _frame(name: str, frame: pl.DataFrame, numbers: Iterable[int], faults: Iterable[str | None]) -> pl.DataFrame:
+    origin = (
+        pl.Series(PLACE, [name], pl.String).new_from_index(0, frame.height) if frame.height else pl.Series(PLACE, [], pl.String)
+    )
+    return frame.hstack([origin, pl.Series(LINE, numbers, pl.Int64), pl.Series(FAULT, faults, pl.String)])
