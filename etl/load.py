@@ -32,6 +32,10 @@ REJECTIONS_KEPT = 10_000
 LOCK_CLASS = 0x65746C
 
 
+class BusyError(SourceError):
+    """Another run of the source is at work."""
+
+
 @dataclass(slots=True)
 class Report:
     """What a run did, or what a dry run would do. With objections it was refused and changed nothing.
@@ -96,7 +100,7 @@ def run(
 @contextmanager
 def alone(engine: Engine, source: str) -> Iterator[None]:
     """One run of a source at a time, among all processes; the lock falls with the process that holds it."""
-    busy = SourceError(f"another run of {source!r} is at work; try again when it is done")
+    busy = BusyError(f"another run of {source!r} is at work; try again when it is done")
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             lock = {"class": LOCK_CLASS, "source": zlib.crc32(source.encode()) - 2**31}

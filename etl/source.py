@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from etl.frames import Adapter, SourceError
+from etl.frames import Adapter, File, Settings, SourceError
 
 # imported when a source names them, because each brings its own libraries
 ADAPTERS = {
@@ -23,6 +23,7 @@ ADAPTERS = {
     "icat": "etl.adapters.icat:Icat",
     "icatplus": "etl.adapters.icatplus:IcatPlus",
     "scicat": "etl.adapters.scicat:SciCat",
+    "push": "etl.push:Pushed",
 }
 
 
@@ -37,6 +38,15 @@ def _zone(name: str) -> str:
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class Events(Settings):
+    """Where UserOffice publishes. url: amqp(s)://account@host/vhost, without the password; queue: our own, made when it is missing."""
+
+    url: str
+    password_file: File | None = None
+    exchange: str = "user_office_backend.fanout"
+    queue: str = "hutch"
+
+
 class Source(BaseModel):
     """How a source is known and guarded. users: whether its people are the facility's users or are found among them."""
 
@@ -49,6 +59,9 @@ class Source(BaseModel):
     every_minutes: Annotated[float, Field(gt=0)] | None = None
     max_ended_share: Share = 0.3
     max_rejected_share: Share = 0.1
+    # subjects of client certificates that may push, as `openssl x509 -noout -subject -nameopt RFC2253` prints them
+    subjects: frozenset[str] = frozenset()
+    events: Events | None = None
 
 
 def find(folder: Path) -> list[str]:
@@ -69,7 +82,7 @@ def open_source(folder: Path, name: str) -> tuple[Source, Adapter]:
     settings = said.pop("settings", {})
     if "adapter" not in said:
         raise SourceError(f"{file}: adapter is missing; one of {', '.join(ADAPTERS)}")
-    source: Source = _checked(Source, {**said, "name": name}, file, "", None)
+    source: Source = _checked(Source, {**said, "name": name}, file, "", {"folder": folder})
     if source.adapter not in ADAPTERS:
         raise SourceError(f"{file}: there is no adapter {source.adapter!r}{_near(source.adapter, ADAPTERS)}")
     module, _, made = ADAPTERS[source.adapter].partition(":")
