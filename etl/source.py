@@ -39,7 +39,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Events(Settings):
-    """Where UserOffice publishes. url: amqp(s)://account@host/vhost, without the password; queue: our own, made when it is missing."""
+    """Where UserOffice publishes. url: amqps://account@host/vhost, without the password; queue: our own, made if it is missing."""
 
     url: str
     password_file: File | None = None

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from traitlets import Bool, Dict, Enum, Float, Int, TraitError, Unicode, default, validate
 from traitlets.config import Config, Configurable
@@ -64,6 +65,54 @@ class Hutch(Configurable):
         rather than from this URL, and needs the package `psycopg`. Example::
 
             c.Hutch.database_url = "postgresql://hutch@db.facility.example/hutch"
+        """,
+    ).tag(config=True)
+
+    sources_dir = Unicode(
+        "sources",
+        help="""
+        Read the sources of facility records from this folder, one file `<name>.toml` for each.
+
+        Default: `sources`. A relative path counts from the folder of jupyterhub_config.py.
+        """,
+    ).tag(config=True)
+
+    etl_url = Unicode(
+        "http://127.0.0.1:9581",
+        help="""
+        Let `hutch etl serve` listen here, for batches that user offices push, and for /health and /metrics.
+
+        Default: only for this machine. An address for others must be https, with an `etl_certificate`. Example::
+
+            c.Hutch.etl_url = "https://0.0.0.0:9581"
+        """,
+    ).tag(config=True)
+
+    etl_certificate = Unicode(
+        "",
+        help="""
+        Show this certificate, with its chain and key in one PEM file, to those who push.
+
+        Default: empty, none. A relative path counts from the folder of jupyterhub_config.py.
+        """,
+    ).tag(config=True)
+
+    etl_client_ca = Unicode(
+        "",
+        help="""
+        Accept client certificates that the authorities in this PEM file signed; each source lists its `subjects`.
+
+        Default: empty, and only tokens are accepted. A relative path counts from the folder of jupyterhub_config.py.
+        """,
+    ).tag(config=True)
+
+    push_limit_mb = Int(
+        64,
+        min=1,
+        help="""
+        Take at most this many megabytes in one push, counted when it is unpacked.
+
+        Default: 64, some 300,000 rows.
         """,
     ).tag(config=True)
 
@@ -159,6 +208,48 @@ class Hutch(Configurable):
         """,
     ).tag(config=True)
 
+    most_revoked_share = Float(
+        0.05,
+        min=0,
+        max=1,
+        help="""
+        Take at most this share of the running instances from people at a time, because they are no longer on the experiment.
+
+        Default: 0.05, and always up to 3 instances. Where a change of the records would take more, the steward takes none,
+        and asks the admins.
+        """,
+    ).tag(config=True)
+
+    smtp_url = Unicode(
+        "",
+        help="""
+        Send mail through this server, `smtp://host:port`, or `smtps://host:port` where TLS comes before all else.
+
+        Default: empty, and no mail is sent. With `smtp://`, TLS is used where the server offers it (STARTTLS). Example::
+
+            c.Hutch.smtp_url = "smtp://localhost:25"
+        """,
+    ).tag(config=True)
+
+    smtp_login_file = Unicode(
+        "",
+        help="""
+        Sign on at the mail server with what is in this file: the name in its first line, the password in its second.
+
+        Default: empty, without. Hutch then insists on TLS. A relative path counts from the folder of jupyterhub_config.py.
+        """,
+    ).tag(config=True)
+
+    mail_from = Unicode("hutch@localhost", help='Send mail from this address. Default: "hutch@localhost".').tag(config=True)
+
+    admin_mail = Unicode("", help="Send mail for those who run Hutch to this address. Default: none.").tag(config=True)
+
+    @validate("smtp_url")
+    def _known_scheme(self, proposal: dict) -> str:
+        if proposal["value"] and urlsplit(proposal["value"]).scheme not in ("smtp", "smtps"):
+            raise TraitError(f"smtp_url must begin with smtp:// or smtps://, not be {proposal['value']!r}")
+        return proposal["value"]
+
     @default("database_url")
     def _database_url(self) -> str:
         return f"sqlite:///{Path(self.state_dir).absolute() / 'hutch.sqlite'}"
@@ -200,7 +291,8 @@ def load(path: str | Path | None = None) -> Hutch:
         hutch = Hutch(config=Config(Hutch=section))
     except TraitError as error:
         raise ConfigurationError(f"{file}: {_one_line(error)}") from error
-    hutch.state_dir = str(file.parent / Path(hutch.state_dir).expanduser())
+    for name in ("state_dir", "sources_dir"):
+        setattr(hutch, name, str(file.parent / Path(getattr(hutch, name)).expanduser()))
     return hutch
 
 
