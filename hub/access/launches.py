@@ -143,10 +143,10 @@ def may_launch(person: Person, plan: PlanOffer, visits: Sequence[Visit], usage: 
 
 
 def lifetime(person: Person, plan: PlanOffer, terms: Terms) -> timedelta | None:
-    """The longest that the plan gives one of their roles or groups, else the site's; None for without end."""
-    days = [value for name, value in plan.lifetimes.items() if not name or name in person.roles | person.groups]
-    if not days:
-        return terms.lifetime
+    """The longest that the plan gives one of their roles or groups, or everybody: the site's, where it does not say; None: no end."""
+    everybody = terms.lifetime.total_seconds() / 86400 if terms.lifetime else 0
+    given = {"": everybody, **plan.lifetimes}
+    days = [value for name, value in given.items() if not name or name in person.roles | person.groups]
     return None if 0 in days else timedelta(days=max(days))
 
 

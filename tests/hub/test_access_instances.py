@@ -1,0 +1,230 @@
+"""What may be done with an instance that exists: the whole matrix, cell by cell."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import product
+
+import pytest
+
+from hub.access import MAY, TASKS, Action, Grant, Part, Person, Place, Task, Terms, Visit, holding, may_act, may_run
+from hub.database.tables import FacilityRole
+
+NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
+A_DAY, A_SECOND = timedelta(days=1), timedelta(seconds=1)
+TERMS = Terms(NOW, support_window=7 * A_DAY)
+
+# what a cell stands for
+RULES = {
+    "+": None,
+    "part": "part",
+    "away": "owner-away",
+    "ask": "consent-needed",
+    "left": "experiment-membership",
+    "gone": "experiment-gone",
+    "needs": "experiment-needed",
+    "none": "not-yours",
+}
+
+# of an instance of ann's for one experiment on ID16, which runs now, unless the row says otherwise
+MATRIX = """
+who                                     see   open  watch control start stop extend share delete log
+ann, its owner                          +     +     +     +       +     +    +      +     +      +
+ann, when the experiment is long over   +     +     +     +       +     +    +      +     +      +
+ann, no longer in the experiment        +     left  left  left    +     +    left   left  +      +
+ann, the experiment no longer named     +     gone  gone  gone    +     +    gone   gone  +      +
+ann, data open since now                +     +     +     +       +     +    +      +     +      +
+ann, data open in a second              +     left  left  left    +     +    left   left  +      +
+ann, staff, without experiment          +     +     +     +       +     +    +      +     +      +
+ann, guest, without experiment          +     +     +     +       +     +    +      +     +      +
+ann, no longer guest, without one       +     needs needs needs   +     +    needs  needs +      +
+driver, owner there                     +     +     +     +       part  part part   part  part   part
+driver, owner away                      +     away  away  away    part  part part   part  part   part
+driver, no longer in the experiment     +     left  left  left    part  part part   part  part   part
+driver, instance without experiment     +     +     +     +       part  part part   part  part   part
+driver, no longer one                   none  none  none  none    none  none none   none  none   none
+viewer, owner there                     +     part  +     part    part  part part   part  part   part
+viewer, owner away                      +     part  away  part    part  part part   part  part   part
+viewer, no longer in the experiment     +     part  left  part    part  part part   part  part   part
+support by invitation                   +     part  +     +       part  part part   part  part   +
+support by invitation, owner staff      +     part  ask   ask     part  part part   part  part   +
+support by invitation, owner consents   +     part  +     +       part  part part   part  part   +
+member whose row says owner             none  none  none  none    none  none none   none  none   none
+a stranger                              none  none  none  none    none  none none   none  none   none
+a stranger in the same experiment       none  none  none  none    none  none none   none  none   none
+staff                                   none  none  none  none    none  none none   none  none   none
+guest                                   none  none  none  none    none  none none   none  none   none
+scientific-computing                    none  none  none  none    none  none none   none  none   none
+role instrument-scientist alone         none  none  none  none    none  none none   none  none   none
+scientist of ID16                       +     part  +     +       part  part part   part  part   +
+scientist of ID16, owner staff          +     part  ask   ask     part  part part   part  part   +
+scientist of ID16, owner consents       +     part  +     +       part  part part   part  part   +
+scientist of ID16, experiment gone      none  none  none  none    none  none none   none  none   none
+scientist of D22                        none  none  none  none    none  none none   none  none   none
+scientist, instance without experiment  none  none  none  none    none  none none   none  none   none
+instrument-control, running             +     part  +     +       part  part part   part  part   +
+instrument-control, starts in 7 days    +     part  +     +       part  part part   part  part   +
+instrument-control, a second later      none  none  none  none    none  none none   none  none   none
+instrument-control, ended 7 days ago    +     part  +     +       part  part part   part  part   +
+instrument-control, a second earlier    none  none  none  none    none  none none   none  none   none
+instrument-control, open ends           +     part  +     +       part  part part   part  part   +
+instrument-control, owner staff         +     part  ask   ask     part  part part   part  part   +
+instrument-control, experiment gone     none  none  none  none    none  none none   none  none   none
+instrument-control, without experiment  none  none  none  none    none  none none   none  none   none
+control, too early, and scientist       +     part  +     +       part  part part   part  part   +
+it-support                              +     part  +     +       part  part part   part  part   +
+it-support, owner staff                 +     part  ask   ask     part  part part   part  part   +
+it-support, owner consents              +     part  +     +       part  part part   part  part   +
+it-support, without experiment          +     part  +     +       part  part part   part  part   +
+it-support and driver, owner there      +     +     +     +       part  part part   part  part   +
+it-support and driver, owner away       +     away  +     +       part  part part   part  part   +
+admin                                   +     part  +     +       +     +    +      part  +      +
+admin, owner staff                      +     part  ask   ask     +     +    +      part  +      +
+admin, without experiment               +     part  +     +       +     +    +      part  +      +
+admin and viewer, owner staff           +     part  +     ask     +     +    +      part  +      +
+"""
+
+
+def visit(*members: str, starts: timedelta | None = -A_DAY, ends: timedelta | None = A_DAY, **more) -> Visit:
+    dates = [None if one is None else NOW + one for one in (starts, ends)]
+    return Visit("P1-1", "P1", "ID16", "Cracks", "ID16", *dates, roles=dict.fromkeys(members, "member"), **more)
+
+
+def person(*roles: str, id: str = "bob", on: str = "") -> Person:
+    return Person(id, id, id.title(), frozenset(roles), scientist_of=frozenset(on.split()))
+
+
+def place(*visits: Visit, part: str = "", there: bool = True, **more) -> Place:
+    return Place("i1", "ann", members={"bob": part} if part else {}, visits=visits, members_may_enter=there, **more)
+
+
+TEAM, OWNERS = visit("ann", "bob"), visit("ann")
+GONE, PAST = visit(gone=True), visit("ann", starts=-40 * A_DAY, ends=-30 * A_DAY)
+ANN, BOB = person(id="ann"), person()
+STAFFED, AGREED = {"owner_is_staff": True}, {"owner_is_staff": True, "consented": frozenset({"bob"})}
+CONTROL, HELP, ADMIN = person("instrument-control"), person("it-support"), person("admin")
+ON_ID16 = person(on="ID16")
+
+ROWS = {
+    "ann, its owner": (ANN, place(OWNERS, there=False)),
+    "ann, when the experiment is long over": (ANN, place(PAST)),
+    "ann, no longer in the experiment": (ANN, place(visit())),
+    "ann, the experiment no longer named": (ANN, place(GONE)),
+    "ann, data open since now": (ANN, place(visit(public_at=NOW))),
+    "ann, data open in a second": (ANN, place(visit(public_at=NOW + A_SECOND))),
+    "ann, staff, without experiment": (person("staff", id="ann"), place(**STAFFED)),
+    "ann, guest, without experiment": (person("guest", id="ann"), place()),
+    "ann, no longer guest, without one": (ANN, place()),
+    "driver, owner there": (BOB, place(TEAM, part="driver")),
+    "driver, owner away": (BOB, place(TEAM, part="driver", there=False)),
+    "driver, no longer in the experiment": (BOB, place(OWNERS, part="driver")),
+    "driver, instance without experiment": (BOB, place(part="driver", **STAFFED)),
+    "driver, no longer one": (BOB, place(TEAM)),
+    "viewer, owner there": (BOB, place(TEAM, part="viewer")),
+    "viewer, owner away": (BOB, place(TEAM, part="viewer", there=False)),
+    "viewer, no longer in the experiment": (BOB, place(OWNERS, part="viewer")),
+    "support by invitation": (BOB, place(OWNERS, part="support", there=False)),
+    "support by invitation, owner staff": (BOB, place(OWNERS, part="support", **STAFFED)),
+    "support by invitation, owner consents": (BOB, place(OWNERS, part="support", **AGREED)),
+    "member whose row says owner": (BOB, place(TEAM, part="owner")),
+    "a stranger": (BOB, place(OWNERS)),
+    "a stranger in the same experiment": (BOB, place(TEAM)),
+    "staff": (person("staff"), place(TEAM)),
+    "guest": (person("guest"), place(TEAM)),
+    "scientific-computing": (person("scientific-computing"), place(TEAM)),
+    "role instrument-scientist alone": (person("instrument-scientist"), place(TEAM)),
+    "scientist of ID16": (ON_ID16, place(OWNERS, there=False)),
+    "scientist of ID16, owner staff": (ON_ID16, place(OWNERS, **STAFFED)),
+    "scientist of ID16, owner consents": (ON_ID16, place(OWNERS, **AGREED)),
+    "scientist of ID16, experiment gone": (ON_ID16, place(GONE)),
+    "scientist of D22": (person(on="D22"), place(OWNERS)),
+    "scientist, instance without experiment": (ON_ID16, place()),
+    "instrument-control, running": (CONTROL, place(OWNERS, there=False)),
+    "instrument-control, starts in 7 days": (CONTROL, place(visit(starts=7 * A_DAY, ends=9 * A_DAY))),
+    "instrument-control, a second later": (CONTROL, place(visit(starts=7 * A_DAY + A_SECOND, ends=9 * A_DAY))),
+    "instrument-control, ended 7 days ago": (CONTROL, place(visit(starts=-9 * A_DAY, ends=-7 * A_DAY))),
+    "instrument-control, a second earlier": (CONTROL, place(visit(starts=-9 * A_DAY, ends=-7 * A_DAY - A_SECOND))),
+    "instrument-control, open ends": (CONTROL, place(visit(starts=None, ends=None))),
+    "instrument-control, owner staff": (CONTROL, place(OWNERS, **STAFFED)),
+    "instrument-control, experiment gone": (CONTROL, place(GONE)),
+    "instrument-control, without experiment": (CONTROL, place()),
+    "control, too early, and scientist": (person("instrument-control", on="ID16"), place(PAST)),
+    "it-support": (HELP, place(PAST, there=False)),
+    "it-support, owner staff": (HELP, place(OWNERS, **STAFFED)),
+    "it-support, owner consents": (HELP, place(OWNERS, **AGREED)),
+    "it-support, without experiment": (HELP, place()),
+    "it-support and driver, owner there": (HELP, place(TEAM, part="driver")),
+    "it-support and driver, owner away": (HELP, place(TEAM, part="driver", there=False)),
+    "admin": (ADMIN, place(PAST, there=False)),
+    "admin, owner staff": (ADMIN, place(OWNERS, **STAFFED)),
+    "admin, without experiment": (ADMIN, place()),
+    "admin and viewer, owner staff": (ADMIN, place(TEAM, part="viewer", **STAFFED)),
+}
+
+
+def cells() -> list:
+    head, *lines = MATRIX.strip().splitlines()
+    actions = head.split()[1:]
+    assert actions == [action.value for action in Action]
+    rows = {line[:40].strip(): line[40:].split() for line in lines}
+    assert rows.keys() == ROWS.keys()
+    return [
+        pytest.param(*ROWS[who], Action(action), cell, id=f"{who}: {action}")
+        for who, line in rows.items()
+        for action, cell in zip(actions, line, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("who", "where", "action", "cell"), cells())
+def test_what_may_be_done_with_an_instance(who, where, action, cell):
+    decision = may_act(who, action, where, Terms(NOW, support_window=7 * A_DAY, open_data=True))
+    assert (bool(decision), decision.rule if not decision else None) == (cell == "+", RULES[cell])
+    assert decision.records
+    assert decision.allowed or decision.reason.endswith(".")
+
+
+HOLDERS = [f"role {role}" for role in FacilityRole] + ["instrument ID16", "group school"]
+TIMES = {"without-end": None, "in-a-second": NOW + A_SECOND, "now": NOW, "a-year-ago": NOW - 365 * A_DAY}
+
+
+@pytest.mark.parametrize(("holding_what", "expiry"), product(HOLDERS, TIMES), ids=str)
+def test_what_has_expired_is_absent(holding_what, expiry):
+    kind, name = holding_what.split()
+    grants = [Grant(kind, name, TIMES[expiry])]
+    assert holding(grants, kind, NOW) == ({name} if expiry in ("without-end", "in-a-second") else frozenset())
+
+
+@pytest.mark.parametrize("action", Action)
+def test_open_data_is_nobodys_without_the_sites_word(action):
+    opened = place(visit(public_at=NOW - A_DAY))
+    assert may_act(ANN, action, opened, TERMS).allowed is (
+        action in (Action.SEE, Action.START, Action.STOP, Action.DELETE, Action.LOG)
+    )
+
+
+def test_a_notebook_is_opened_by_the_owner_and_drivers_only():
+    assert {part for part, actions in MAY.items() if Action.OPEN in actions} == {Part.OWNER, Part.DRIVER}
+
+
+@pytest.mark.parametrize(
+    ("decision", "records"),
+    [
+        (may_act(ANN, Action.STOP, place(OWNERS), TERMS), ["instance:i1"]),
+        (may_act(BOB, Action.SEE, place(TEAM, part="viewer"), TERMS), ["instance_member:i1/bob"]),
+        (may_act(ON_ID16, Action.WATCH, place(OWNERS), TERMS), ["instrument_scientist:ID16/bob", "experiment:P1-1"]),
+        (may_act(CONTROL, Action.WATCH, place(OWNERS), TERMS), ["user_role:bob/instrument-control", "experiment:P1-1"]),
+        (may_act(ADMIN, Action.DELETE, place(OWNERS), TERMS), ["user_role:bob/admin"]),
+        (may_act(ANN, Action.OPEN, place(visit()), TERMS), ["experiment:P1-1"]),
+    ],
+    ids=["owner", "member", "scientist", "control", "admin", "left"],
+)
+def test_a_decision_names_the_records_that_it_rests_on(decision, records):
+    assert list(decision.records) == records
+
+
+@pytest.mark.parametrize(("task", "role"), product(Task, [*FacilityRole, "none"]), ids=str)
+def test_tasks_of_staff(task, role):
+    helpdesk = {"admin", "it-support"}
+    allowed = {Task.EXPLAIN: helpdesk | {"staff"}, Task.FACILITY_DATA: helpdesk | {"staff"}, Task.CONFIRM_IDENTITY: helpdesk}
+    assert TASKS[task] == allowed[task]
+    assert bool(may_run(person(role), task)) is (role in allowed[task])
