@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo test check bench lock setup clean
+.PHONY: help demo test test-postgresql check bench lock setup clean
 
 help:  ## say what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup:  ## install the locked versions inside this folder (done by all others)
 	@tools/setup --test
@@ -19,6 +19,9 @@ demo:  ## load the example facility, run cloud, hub and portal, print one addres
 
 test: setup check  ## check the code, then run the tests (ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-postgresql: setup  ## run what touches the database on a real PostgreSQL
+	@HUTCH_TEST_DATABASE=postgresql $(BIN)/python -m pytest tests/hub tests/faults tests/e2e $(ARGS)
 
 check: setup  ## lint, formatting, types, imports
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
