@@ -128,8 +128,11 @@ def may_add_cores(person: Person, usage: Usage, plan: PlanOffer) -> Decision:
 
 def _may_resume(person: Person) -> Decision:
     """A resume takes no new room, but a quota of 0 locks out."""
-    allowed = 0 not in (person.quota, person.core_quota)
-    return Decision(allowed, "quota", "" if allowed else "Your quota is 0: no instance may be started.", (ref("user", person.id),))
+    records = (ref("user", person.id),)
+    if 0 not in (person.quota, person.core_quota):
+        return Decision(True, "quota", records=records)
+    which = "instance" if person.quota == 0 else "core"
+    return Decision(False, "quota", f"Your {which} quota is 0: no instance may be started.", records)
 
 
 # --- all together
@@ -143,7 +146,7 @@ def may_launch(person: Person, plan: PlanOffer, visits: Sequence[Visit], usage: 
 
 
 def lifetime(person: Person, plan: PlanOffer, terms: Terms) -> timedelta | None:
-    """The longest that the plan gives one of their roles or groups, or everybody: the site's, where it does not say; None: no end."""
+    """The longest that the plan gives one of their roles or groups, or else the site's; None: without end."""
     everybody = terms.lifetime.total_seconds() / 86400 if terms.lifetime else 0
     given = {"": everybody, **plan.lifetimes}
     days = [value for name, value in given.items() if not name or name in person.roles | person.groups]
