@@ -1,0 +1,158 @@
+"""ICAT: its REST interface. What it reads, the rights of its account and its limits: docs/sources/icat.md.
+
+To an account without a right it answers nothing, and leaves related records that it may not read out of others.
+"""
+
+# queries are JPQL that can only read, and what is put into them is quoted
+# ruff: noqa: S608
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from etl.adapters.http import Http, Rows, Web
+from etl.frames import Extract, File, Scope, SourceError, secret
+from hub.database.tables import MemberOf
+
+INVESTIGATION = "INCLUDE e.investigationUsers.user, e.investigationInstruments.instrument"
+# a time in a query is in a zone that the server does not tell; what is read twice is the same twice
+SLACK = timedelta(hours=15)
+NAMES_AT_ONCE = 50
+PI = MemberOf.PRINCIPAL_INVESTIGATOR
+
+
+class Catalogue(Web):
+    """What ICAT and ICAT+ are told, and how investigations become records: `name` is a proposal, `name/visitId` an experiment."""
+
+    plugin: str
+    username: str
+    password_file: File
+    # authenticators (db of db/ann) whose user names are logins of the facility; none = all
+    logins_of: frozenset[str] = frozenset()
+    # of an InvestigationUser, in lower case; who has another one is a member
+    roles: dict[str, MemberOf] = Field({"principal investigator": PI, "pi": PI, "local contact": MemberOf.LOCAL_CONTACT})
+
+    def add_investigations(self, rows: Rows, investigations: Iterable[dict[str, Any]]) -> None:
+        releases: dict[str, list[str]] = {}
+        for each in investigations:
+            name, id, about = each["name"], f"{each['name']}/{each['visitId']}", {"title": each["title"], "doi": each.get("doi")}
+            # open when its last visit is, and not before each of them has a date
+            dates = [*releases.get(name, []), each.get("releaseDate") or ""]
+            releases[name] = dates
+            public_at = max(dates) if all(dates) else None
+            rows.add("proposal", id=name, title=each["title"], summary=each.get("summary"), public_at=public_at)
+            about |= {"starts_at": each.get("startDate"), "ends_at": each.get("endDate")}
+            about["instrument_id"] = self.add_instrument(rows, each["instrument"]) if each.get("instrument") else None
+            rows.add("experiment", id=id, proposal_id=name, **about)
+            for part in each["investigationUsers"]:
+                role = self.roles.get(part["role"].lower().replace("_", " "), MemberOf.MEMBER)
+                rows.add("experiment_member", experiment_id=id, user_id=self.add_user(rows, part["user"]), role=role)
+
+    def add_instrument(self, rows: Rows, instrument: dict[str, Any]) -> str:
+        name = instrument["name"]
+        rows.add("instrument", id=name, name=instrument.get("fullName") or name, description=instrument.get("description"))
+        return name
+
+    def add_user(self, rows: Rows, user: dict[str, Any]) -> str:
+        mnemonic, _, login = user["name"].rpartition("/")
+        if affiliation := (user.get("affiliation") or "")[:250]:
+            rows.add("affiliation", id=affiliation, name=affiliation)
+        rows.add(
+            "user",
+            id=user["name"],
+            login=login if not self.logins_of or mnemonic in self.logins_of else None,
+            given_name=user.get("givenName"),
+            family_name=user.get("familyName") or user.get("fullName") or login,
+            email=user.get("email"),
+            orcid=(user.get("orcidId") or "").removeprefix("https://orcid.org/"),
+            affiliation_id=affiliation,
+        )
+        return user["name"]
+
+
+class Icat(Catalogue):
+    name: ClassVar[str] = "icat"
+
+    def read(self) -> Extract:
+        rows = Rows(self.url)
+        with self._session() as session:
+            for instrument in session.all("Instrument"):
+                self.add_instrument(rows, instrument)
+            for each in session.all("InstrumentScientist", "INCLUDE e.user, e.instrument"):
+                user_id = self.add_user(rows, each["user"])
+                rows.add("instrument_scientist", instrument_id=each["instrument"]["name"], user_id=user_id)
+            parts = session.count("InvestigationUser")
+            investigations = session.all("Investigation", INVESTIGATION)
+            came = sum(len(each["investigationUsers"]) for each in investigations)
+            if came < parts:
+                raise session.fault("", f"{came} InvestigationUsers came with their investigations, {parts} are there")
+            self.add_investigations(rows, map(_with_instrument, investigations))
+        return rows.extract("user", "instrument", "proposal", "experiment", "experiment_member")
+
+    def read_since(self, since: datetime) -> Extract:
+        """All of each proposal of which an investigation or a part was changed or added; what was deleted, only `read` can see."""
+        rows, after = Rows(self.url), f"{{ts {since - SLACK:%Y-%m-%d %H:%M:%S}}}"
+        with self._session() as session:
+            if not session.count("InvestigationUser"):
+                raise session.fault("", "there is no InvestigationUser at all, as for an account without rights")
+            names = {
+                *session.select(f"SELECT DISTINCT e.name FROM Investigation e WHERE e.modTime > {after}"),
+                *session.select(
+                    f"SELECT DISTINCT e.name FROM Investigation e JOIN e.investigationUsers u WHERE u.modTime > {after}"
+                ),
+            }
+            quoted = ["'" + name.replace("'", "''") + "'" for name in sorted(names)]
+            for first in range(0, len(quoted), NAMES_AT_ONCE):
+                some = f"e.name IN ({', '.join(quoted[first : first + NAMES_AT_ONCE])})"
+                self.add_investigations(rows, map(_with_instrument, session.all("Investigation", INVESTIGATION, some)))
+        told = Scope("experiment_id", frozenset(str(row["id"]) for row in rows.tables.get("experiment", {}).values()))
+        return rows.extract(scopes={**dict.fromkeys(rows.tables), "experiment_member": told})
+
+    @contextmanager
+    def _session(self) -> Iterator[_Session]:
+        password = secret(self.password_file)
+        credentials = [{"username": self.username}, {"password": password}]
+        with _Session(self, password) as session:
+            said = {"json": json.dumps({"plugin": self.plugin, "credentials": credentials})}
+            session.id = session.ask(dict, "POST", "/session", data=said)["sessionId"]
+            session.secrets.append(session.id)
+            try:
+                yield session
+            finally:
+                with suppress(SourceError):
+                    session.send("DELETE", f"/session/{session.id}")
+
+
+class _Session(Http):
+    id = ""
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def select(self, query: str) -> list[Any]:
+        return self.ask(list, "GET", "/entityManager", params={"sessionId": self.id, "query": query})
+
+    def count(self, entity: str, where: str = "e.id > 0") -> int:
+        return self.select(f"SELECT COUNT(e) FROM {entity} e WHERE {where}")[0]
+
+    def all(self, entity: str, include: str = "", where: str = "e.id > 0") -> list[Any]:
+        """In the order of ids and each page from the last id on, so that what is added meanwhile moves nothing."""
+        total = self.count(entity, where)
+
+        def fetch(so_far: list[Any]) -> tuple[int, list[Any]]:
+            last, most = so_far[-1]["id"] if so_far else 0, max(1, min(self.web.page_size, total - len(so_far)))
+            page = self.select(f"SELECT e FROM {entity} e WHERE {where} AND e.id > {last} ORDER BY e.id {include} LIMIT 0,{most}")
+            return total, [row[entity] for row in page]
+
+        return self.pages(entity, "id", fetch)
+
+
+def _with_instrument(investigation: dict[str, Any]) -> dict[str, Any]:
+    """One with several instruments counts to that which was named first."""
+    first: dict[str, Any] = min(investigation["investigationInstruments"], key=lambda each: each["id"], default={})
+    return {**investigation, "instrument": first.get("instrument")}
