@@ -6,6 +6,7 @@ is a sibling that only has to find out the login. `DemoAuthenticator` is the one
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from ipaddress import ip_address
 from typing import Any
@@ -19,10 +20,11 @@ from sqlalchemy.orm import Session, selectinload
 from tornado import web
 from traitlets import Bool, Int
 
-from . import records
+from . import records, revoking
 from .database.tables import User, UserRole, now
 from .errors import HutchError
 from .facility import Facility
+from .group_sync import GroupSync
 
 # JupyterHub tells a spawner that it is to stop or go, but not who asked. Whatever a request starts sees what is set here.
 _acting: ContextVar[str] = ContextVar("acting_login")
@@ -85,14 +87,8 @@ class FacilityUsers(Authenticator):
 
     async def facility_model(self, login: str) -> dict[str, Any] | None:
         """JupyterHub's model of a person; None when the facility does not know the login (any more)."""
-
-        def load(session: Session) -> dict[str, Any] | None:
-            person = records.find_person(session, login, self.facility.hutch.terms(now()))
-            if person is None:
-                return None
-            return {"name": person.login, "admin": False, "groups": records.groups_of(session, person)}
-
-        return await self.facility.ask(load)
+        groups = (await self.facility.ask(lambda session: records.groups_of(session, [login], now()))).get(login)
+        return None if groups is None else {"name": login, "admin": False, "groups": sorted(groups)}
 
     async def known(self, login: str) -> dict[str, Any]:
         """The same, raising 403 with whom to ask."""
@@ -123,8 +119,10 @@ class FacilityUsers(Authenticator):
         _ = (
             self.facility.deployment_id
         )  # opens the database: what is wrong with it is said at the hub's start, not at the first sign-on
+        self._following = asyncio.get_running_loop().create_task(GroupSync(app, self.facility).follow(self.auth_refresh_age))
         # these come before JupyterHub's own
         return [
+            *revoking.HANDLERS,
             (r"/api/users/([^/]+)", ActingUserHandler),
             (r"/api/users/([^/]+)/server", ActingServerHandler),
             (r"/api/users/([^/]+)/servers/([^/]*)", ActingServerHandler),

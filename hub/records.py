@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, literal, null, or_, select, true, union_all
@@ -61,8 +62,8 @@ def experiments_of(session: Session, user_id: str, also: Collection[str] = ()) -
 
 
 def experiments_named(session: Session, ids: Iterable[str], user_id: str) -> list[Visit]:
-    """The experiments of these ids, with the part that the person has in them, if any."""
-    return _visits(session, user_id, Experiment.id.in_(list(ids)), Experiment.ended_at.is_(None))
+    """The experiments of these ids, with the part that the person has in them, if any; those that are gone too."""
+    return _visits(session, user_id, Experiment.id.in_(list(ids)))
 
 
 def _visits(session: Session, user_id: str, *conditions: ColumnElement[bool]) -> list[Visit]:
@@ -193,17 +194,24 @@ def instances_owned(session: Session, user_id: str) -> list[Instance]:
     return list(session.scalars(query))
 
 
-def groups_of(session: Session, person: Person) -> list[str]:
-    """The JupyterHub groups of a person: their proposals, their facility roles, the instruments they look after."""
-    proposals = session.scalars(
-        select(Experiment.proposal_id)
-        .join(ExperimentMember, ExperimentMember.experiment_id == Experiment.id)
-        .where(ExperimentMember.user_id == person.id, ExperimentMember.ended_at.is_(None), Experiment.ended_at.is_(None))
-        .distinct()
+def groups_of(session: Session, logins: Iterable[str], at: datetime) -> dict[str, set[str]]:
+    """Their proposals, facility roles and instruments as JupyterHub's groups; whom the facility does not know is not among them."""
+    wanted = User.login.in_(list(logins)), User.ended_at.is_(None)
+    held = UserRole.ended_at.is_(None), or_(UserRole.expires_at.is_(None), UserRole.expires_at > at)
+    query: Any = union_all(
+        select(User.login, literal(None)).where(*wanted),
+        select(User.login, "proposal-" + Experiment.proposal_id)
+        .join(ExperimentMember, ExperimentMember.user_id == User.id)
+        .join(Experiment, Experiment.id == ExperimentMember.experiment_id)
+        .where(*wanted, ExperimentMember.ended_at.is_(None), Experiment.ended_at.is_(None)),
+        select(User.login, "role-" + UserRole.role)
+        .join(UserRole, UserRole.user_id == User.id)
+        .where(*wanted, *held, UserRole.role.in_(list(FacilityRole))),
+        select(User.login, "instrument-" + InstrumentScientist.instrument_id)
+        .join(InstrumentScientist, InstrumentScientist.user_id == User.id)
+        .where(*wanted, InstrumentScientist.ended_at.is_(None)),
     )
-    known = {str(role) for role in FacilityRole}
-    return sorted(
-        [f"proposal-{name}" for name in proposals]
-        + [f"role-{name}" for name in person.roles if name in known]
-        + [f"instrument-{name}" for name in person.scientist_of]
-    )
+    found: dict[str, set[str]] = {}
+    for login, group in session.execute(query):
+        found.setdefault(login, set()).update([group] if group else [])
+    return found

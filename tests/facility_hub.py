@@ -217,9 +217,9 @@ class FacilityHub(RunningHub):
 
 
 @contextmanager
-def facility(folder: Path, more: str = "") -> Iterator[FacilityHub]:
+def facility(folder: Path, more: str = "", payload: str = "stub") -> Iterator[FacilityHub]:
     """A facility for the length of a block; `more` are lines of its configuration before `hub.install`."""
-    with running(folder / "devcloud", payload="stub") as devcloud:
+    with running(folder / "devcloud", payload=payload) as devcloud:
         hub = FacilityHub(folder / "hub", devcloud, more)
         try:
             hub.start()

@@ -30,7 +30,7 @@ c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{proxy_port}"
 c.ConfigurableHTTPProxy.command = [{proxy!r}]
 c.JupyterHub.services = [{{"name": "tests", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [{{"name": "tests", "services": ["tests"], "scopes": [
-    "admin:users", "admin:servers", "access:servers", "tokens", "admin:groups", "read:metrics", "proxy"]}}]
+    "admin:users", "admin:servers", "access:servers", "shares", "tokens", "admin:groups", "read:metrics", "proxy"]}}]
 c.JupyterHub.log_level = "DEBUG"
 """
 

@@ -15,7 +15,9 @@ from starlette.concurrency import run_in_threadpool
 
 from ..access import Person, Terms
 from ..configuration import Hutch
+from ..database.tables import Notice
 from ..errors import HutchError
+from ..notices import unseen
 from ..records import find_person
 from .hub_api import HubApi, Server
 from .identity import SignedIn, Visitor
@@ -37,6 +39,7 @@ class Desk:
     visitor: Visitor
     person: Person
     terms: Terms
+    notices: list[Notice]
 
     @property
     def at(self) -> datetime:
@@ -64,7 +67,7 @@ class Desk:
         return await self.hub.servers(self.visitor.login, self.visitor.token)
 
     def page(self, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
-        return self.pages.render(self.request, template, status=status, **context)
+        return self.pages.render(self.request, template, status=status, notices=self.notices, **context)
 
     def fragment(self, template: str, **context: Any) -> str:
         return self.pages.fragment(self.request, template, **context)
@@ -80,10 +83,15 @@ class Desk:
 async def _desk(request: Request, visitor: SignedIn) -> Desk:
     request.state.login = visitor.login
     terms = request.app.state.hutch.terms(datetime.now(UTC))
-    person = await _in_session(request, find_person, visitor.login, terms)
+    person, notices = await _in_session(request, _person_and_notices, visitor.login, terms)
     if person is None:
         raise UnknownPerson(f"The facility does not know {visitor.login}.")
-    return Desk(request, visitor, person, terms)
+    return Desk(request, visitor, person, terms, notices)
+
+
+def _person_and_notices(session: Session, login: str, terms: Terms) -> tuple[Person | None, list[Notice]]:
+    person = find_person(session, login, terms)
+    return person, unseen(session, person.id) if person else []
 
 
 async def _in_session(

@@ -15,6 +15,7 @@ from ..database.engine import take_turn
 from ..database.tables import Instance, Intent, IntentKind, Outcome
 from ..errors import HutchError
 from ..instances import conclude, intend, launch_seconds, mark_deleted, restore
+from ..notices import mark_seen
 from ..records import (
     experiments_named,
     experiments_of,
@@ -124,6 +125,14 @@ async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLR
 
     offer = await desk.run(offered)
     return desk.page("new.html", status=422 if refusal else 200, offer=offer, refusal=refusal)
+
+
+@routes.post("/notices/{notice_id}/seen")
+async def dismiss(desk: AtDesk, notice_id: int) -> RedirectResponse:
+    """Back to the page that showed it."""
+    await desk.run(mark_seen, notice_id, desk.person.id, desk.at)
+    path = str((await desk.request.form()).get("path", ""))
+    return desk.go(quote(path.lstrip("/")))
 
 
 # --- start, stop, delete, restore

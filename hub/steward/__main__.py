@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,10 +19,12 @@ from traitlets.config import Config
 from spawner.cloud import Cloud, CloudError
 from spawner.openstack import OpenStackSpawner
 
-from .. import configuration, service
+from .. import configuration, mail, notices, service
 from ..database.tables import now
 from ..facility import Facility
-from .tasks import Launched, Readoption, expire, finish_stops, meant_to_run, purge
+from ..group_sync import LOOK_SECONDS
+from .following import Following
+from .tasks import Launched, Pauses, expire, finish_stops, meant_to_run, purge
 
 log = structlog.get_logger()
 
@@ -37,7 +40,8 @@ class Steward:
     facility: Facility
     cloud: Cloud
     hub: aiohttp.ClientSession
-    readoption: Readoption = field(default_factory=Readoption)
+    readoption: Pauses = field(default_factory=Pauses)
+    mail_pauses: Pauses = field(default_factory=Pauses)
 
     async def expire(self) -> None:
         grace = self.facility.delete_grace
@@ -70,7 +74,21 @@ class Steward:
         except (aiohttp.ClientError, TimeoutError) as error:
             log.warning("the hub does not answer", instance=of.instance_id, error=str(error))
 
-    async def repeat(self, task: Callable[[], Awaitable[None]]) -> None:
+    async def mail(self) -> None:
+        """Sends the notices that wait; what was certainly not taken is tried again, and nothing is sent twice."""
+        for notice, address in await self.facility.ask(notices.waiting) if self.facility.hutch.smtp_url else ():
+            if not self.mail_pauses.due(str(notice.id), now()) or not await self.facility.ask(
+                partial(notices.claim, notice_id=notice.id)
+            ):
+                continue
+            try:
+                await mail.send(self.facility.hutch, address, notice.subject, notice.text)
+            except mail.MailError as error:
+                log.warning("a notice was not mailed", notice=notice.id, error=str(error))
+                if isinstance(error, mail.NotSentError):
+                    await self.facility.ask(partial(notices.unclaim, notice_id=notice.id))
+
+    async def repeat(self, task: Callable[[], Awaitable[None]], every_seconds: float) -> None:
         """Each task for itself, so that one that takes long holds up no other."""
         while True:
             try:
@@ -79,7 +97,7 @@ class Steward:
                 log.warning("put off", task=task.__name__, error=str(error))
             except Exception:
                 log.exception("failed", task=task.__name__)
-            await asyncio.sleep(self.facility.hutch.steward_interval_seconds)
+            await asyncio.sleep(every_seconds)
 
 
 async def _served(hub: aiohttp.ClientSession) -> set[tuple[str, str]]:
@@ -104,8 +122,12 @@ async def serve() -> None:
     base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
     async with aiohttp.ClientSession(base, headers=headers, timeout=aiohttp.ClientTimeout(total=30)) as hub:
         steward = Steward(facility, cloud_of(config), hub)
-        tasks = (steward.expire, steward.purge, steward.finish_stops, steward.readopt)
-        await asyncio.gather(*(steward.repeat(task) for task in tasks))
+        every = facility.hutch.steward_interval_seconds
+        tasks = (steward.expire, steward.purge, steward.finish_stops, steward.readopt, steward.mail)
+        await asyncio.gather(
+            *(steward.repeat(task, every) for task in tasks),
+            steward.repeat(Following(facility, hub).follow_runs, min(every, LOOK_SECONDS)),
+        )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from ..configuration import CONFIG_VARIABLE
 NAME = "steward"
 ROLE = {
     "name": NAME,
-    "description": "Takes servers back that the hub lost sight of",
-    "scopes": ["list:users", "read:servers", "start:servers", "delete:servers"],
+    "description": "Takes servers back that the hub lost sight of, and from people what is no longer theirs",
+    "scopes": ["list:users", "read:servers", "start:servers", "delete:servers", "users:shares"],
     "services": [NAME],
 }
 

@@ -108,20 +108,20 @@ def _stopped(session: Session, instance_id: str) -> None:
 
 
 @dataclass
-class Readoption:
-    """Asks the hub to start again what nobody stopped and it no longer serves, with pauses that grow for each instance."""
+class Pauses:
+    """When to try again what is tried until it succeeds: with pauses that grow, for each thing by itself."""
 
     tried: dict[str, tuple[int, datetime]] = field(default_factory=dict)
 
-    def due(self, instance_id: str, at: datetime) -> bool:
-        tries, last = self.tried.get(instance_id, (0, datetime.min.replace(tzinfo=at.tzinfo)))
+    def due(self, key: str, at: datetime) -> bool:
+        tries, last = self.tried.get(key, (0, datetime.min.replace(tzinfo=at.tzinfo)))
         due = at - last >= min(FIRST_PAUSE * 2 ** min(tries, 20), LONGEST_PAUSE)
         if due:
-            self.tried[instance_id] = (tries + 1, at)
+            self.tried[key] = (tries + 1, at)
         return due
 
-    def back(self, instance_id: str) -> None:
-        self.tried.pop(instance_id, None)
+    def back(self, key: str) -> None:
+        self.tried.pop(key, None)
 
 
 def meant_to_run(session: Session) -> list[Launched]:

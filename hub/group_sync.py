@@ -1,0 +1,111 @@
+"""JupyterHub's groups follow the facility's records without anybody signing on anew or asking for anything.
+
+It runs inside the hub, because JupyterHub's API refuses to change groups that the authenticator manages. Each page of users is
+one query of the hub's database and one, in a thread, of ours; between two users that differ, the event loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from jupyterhub import orm
+from jupyterhub.metrics import TOTAL_USERS
+from jupyterhub.roles import assign_default_roles
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from .database.tables import EtlRun, ExperimentMember, Instance, InstanceExperiment, User, now
+from .facility import Facility
+from .records import groups_of
+from .revoking import send_away
+
+PAGE = 200
+LOOK_SECONDS = 1.0
+
+
+def runs_done(session: Session) -> int:
+    """Grows with each run that changed the records; runs end in another order than they begin, so no number of a run says that."""
+    return session.scalar(select(func.count()).where(EtlRun.outcome == "done")) or 0
+
+
+def teams_with_instances(session: Session) -> set[str]:
+    """Logins of those with whom an instance can be shared: the teams of its experiments."""
+    has_instance = exists().where(
+        InstanceExperiment.experiment_id == ExperimentMember.experiment_id,
+        Instance.id == InstanceExperiment.instance_id,
+        Instance.deleted_at.is_(None),
+    )
+    query = select(User.login).join(ExperimentMember, ExperimentMember.user_id == User.id).distinct()
+    return set(session.scalars(query.where(has_instance, User.ended_at.is_(None), ExperimentMember.ended_at.is_(None))))
+
+
+class GroupSync:
+    """app: the running JupyterHub."""
+
+    def __init__(self, app: Any, facility: Facility) -> None:
+        self._app, self._facility = app, facility
+
+    async def follow(self, every_seconds: float) -> None:
+        """After each run of the ETL at once; what an admin changed, and what expired, at an interval."""
+        loop = asyncio.get_running_loop()
+        seen, due = -1, 0.0
+        while True:
+            try:
+                done = await self._facility.ask(runs_done)
+                if done != seen or loop.time() >= due:
+                    await self.refresh()
+                    seen, due = done, loop.time() + every_seconds
+            except Exception:
+                self._app.db.rollback()
+                self._app.log.exception("The groups could not be compared with the facility's records; this is tried again")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def refresh(self) -> None:
+        await self._make_users()
+        last = 0
+        while page := self._page(last):
+            names = [name for name, _ in page.values()]
+            known = await self._facility.ask(partial(groups_of, logins=names, at=now()))
+            for user_id, (name, held) in page.items():
+                if held != known.get(name, set()):
+                    await asyncio.sleep(0)
+                    self._sync(user_id, held, known.get(name, set()))
+            last = max(page)
+
+    def _page(self, last: int) -> dict[int, tuple[str, set[str]]]:
+        """The next users of JupyterHub: {id: (name, groups)}."""
+        some = select(orm.User.id, orm.User.name).where(orm.User.id > last).order_by(orm.User.id).limit(PAGE).subquery()
+        mapping = orm.user_group_map.c
+        query = (
+            select(some.c.id, some.c.name, orm.Group.name)
+            .outerjoin(orm.user_group_map, mapping.user_id == some.c.id)
+            .outerjoin(orm.Group, orm.Group.id == mapping.group_id)
+        )
+        page: dict[int, tuple[str, set[str]]] = {}
+        for user_id, name, group in self._app.db.execute(query):
+            page.setdefault(user_id, (name, set()))[1].update([group] if group else [])
+        return page
+
+    def _sync(self, user_id: int, held: set[str], wanted: set[str]) -> None:
+        orm_user = self._app.db.get(orm.User, user_id)
+        if orm_user is None:
+            return
+        user = self._app.users[orm_user]
+        user.sync_groups(sorted(wanted))
+        # what was shared with a group is no longer theirs
+        shared = select(orm.Spawner).join(orm.Share, orm.Share.spawner_id == orm.Spawner.id).join(orm.Group, orm.Share.group)
+        for spawner in self._app.db.scalars(shared.where(orm.Group.name.in_(held - wanted))).unique():
+            send_away(self._app.users[spawner.user].spawners[spawner.name], [user.name])
+
+    async def _make_users(self) -> None:
+        """JupyterHub shares only with users that it has, so whoever could be shared with becomes one before they sign on."""
+        wanted = await self._facility.ask(teams_with_instances)
+        for name in sorted(wanted - set(self._app.db.scalars(select(orm.User.name)))):
+            await asyncio.sleep(0)
+            user = orm.User(name=name)
+            self._app.db.add(user)
+            assign_default_roles(self._app.db, entity=user)
+            self._app.db.commit()
+            TOTAL_USERS.inc()

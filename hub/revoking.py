@@ -1,0 +1,85 @@
+"""A share that ends in JupyterHub ends in the running notebook too, whoever ended it and by whatever door.
+
+JupyterHub only takes the permission away. The notebook would believe the old one for five minutes, and for ever where a connection
+is open, so its agent is told (`spawner.agent_client`). JupyterHub API: `/shares/...`, `/users/{name}/shared/...`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from inspect import isawaitable
+from typing import Any
+
+from jupyterhub import orm
+from jupyterhub.apihandlers.shares import GroupShareAPIHandler, ServerShareAPIHandler, UserShareAPIHandler, _ShareAPIHandler
+
+from spawner.agent_client import AgentError
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 30.0
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def send_away(spawner: Any, names: Iterable[str]) -> None:
+    """Begins it, and waits for nothing. Who still has access by other means comes in again by themselves."""
+    for name in names:
+        task = asyncio.get_running_loop().create_task(_send_away(spawner, name))
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+
+async def _send_away(spawner: Any, name: str) -> None:
+    pause = FIRST_PAUSE_SECONDS
+    # a notebook that is not served has nobody in it
+    while spawner.active and getattr(spawner, "fingerprint", ""):
+        try:
+            await spawner.around.agents.send_away(spawner.address, spawner.fingerprint, name)
+        except AgentError as error:
+            spawner.log.warning("%s: %s is not sent away yet: %s", spawner._log_name, name, error)
+        else:
+            spawner.log.info("%s: %s was sent away", spawner._log_name, name)
+            return
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+class _Revoking(_ShareAPIHandler):
+    """Mixed in before JupyterHub's handlers by which shares end; the last names of each path are the owner and the server."""
+
+    async def patch(self, *names: str) -> None:
+        await self._watch(super().patch, names)
+
+    async def delete(self, *names: str) -> None:
+        await self._watch(super().delete, names)
+
+    async def _watch(self, revoke: Any, names: tuple[str, ...]) -> None:
+        spawner = self._lookup_spawner(*names[-2:], raise_404=False)
+        before = self._guests(spawner)
+        done = revoke(*names)
+        if isawaitable(done):
+            await done
+        if gone := before - self._guests(spawner):
+            send_away(self.users[spawner.user].spawners[spawner.name], gone)
+
+    def _guests(self, spawner: orm.Spawner | None) -> set[str]:
+        shares = self.db.query(orm.Share).filter_by(spawner_id=spawner.id) if spawner else ()
+        return {user.name for share in shares for user in ([share.user] if share.user else share.group.users)}
+
+
+class ServerShares(_Revoking, ServerShareAPIHandler):
+    """All that is shared of a server."""
+
+
+class UserShare(_Revoking, UserShareAPIHandler):
+    """One user's part."""
+
+
+class GroupShare(_Revoking, GroupShareAPIHandler):
+    """One group's part."""
+
+
+HANDLERS = [
+    (r"/api/shares/([^/]+)/([^/]*)", ServerShares),
+    (r"/api/users/([^/]+)/shared/([^/]+)/([^/]*)", UserShare),
+    (r"/api/groups/([^/]+)/shared/([^/]+)/([^/]*)", GroupShare),
+]
