@@ -27,10 +27,10 @@ _COMMON = """
 WITH proposal AS (
     SELECT proposalId, personId, title, CONCAT_WS('', proposalCode, proposalNumber) AS id FROM Proposal
 ), visit AS (
-    SELECT s.sessionId, s.proposalId, pr.personId, pr.id AS proposal_id, CONCAT(pr.id, '-', CAST({number} AS BINARY)) AS id,
-           CAST(s.beamLineName AS BINARY) AS beamline, s.startDate, s.endDate
-      FROM BLSession s JOIN proposal pr ON pr.proposalId = s.proposalId
-     WHERE {number} IS NOT NULL AND s.beamLineName <> '' AND s.startDate > 0
+    SELECT sessionId, proposalId, personId, p.id AS proposal_id, CONCAT(p.id, '-', CAST({number} AS BINARY)) AS id,
+           CAST(beamLineName AS BINARY) AS beamline, startDate, endDate
+      FROM BLSession s JOIN proposal p USING (proposalId)
+     WHERE {number} IS NOT NULL AND beamLineName <> '' AND startDate > 0
 ), laboratory AS (
     SELECT laboratoryId AS id, CAST(name AS BINARY) AS name, CAST(city AS BINARY) AS town, CAST(country AS BINARY) AS country
       FROM Laboratory WHERE name <> ''
@@ -49,24 +49,16 @@ _QUERIES = {
     "proposal": "SELECT id, COALESCE(CAST(title AS BINARY), id) AS title FROM proposal",
     "experiment": "SELECT id, proposal_id, beamline AS instrument_id, startDate AS starts_at, endDate AS ends_at FROM visit",
     "experiment_member": """
-        SELECT member.experiment_id, member.user_id,
-               CASE WHEN member.role = 'Principal Investigator' THEN 'principal-investigator'
-                    WHEN member.role LIKE 'Local Contact%' THEN 'local-contact' ELSE 'member' END AS role
-          FROM (SELECT v.id AS experiment_id, h.personId AS user_id, h.role
-                  FROM visit v JOIN Session_has_Person h ON h.sessionId = v.sessionId
-                 UNION ALL
-                SELECT v.id, h.personId, h.role
-                  FROM visit v JOIN ProposalHasPerson h ON h.proposalId = v.proposalId WHERE :proposal_persons
-                 UNION ALL
-                SELECT id, personId, 'Principal Investigator' FROM visit WHERE :proposal_persons) member""",
+        SELECT experiment_id, user_id, CASE WHEN role = 'Principal Investigator' THEN 'principal-investigator'
+                                            WHEN role LIKE 'Local Contact%' THEN 'local-contact' ELSE 'member' END AS role
+          FROM (SELECT id AS experiment_id, h.personId AS user_id, role FROM visit JOIN Session_has_Person h USING (sessionId)
+                UNION ALL SELECT id, h.personId, role FROM visit JOIN ProposalHasPerson h USING (proposalId) WHERE :proposal_persons
+                UNION ALL SELECT id, personId, 'Principal Investigator' FROM visit WHERE :proposal_persons) part""",
 }
 _STAFF = """
-    SELECT h.personId AS user_id, g.name AS role
-      FROM UserGroup_has_Person h JOIN UserGroup g ON g.userGroupId = h.userGroupId
-     UNION
-    SELECT h.personId, p.type
-      FROM UserGroup_has_Person h JOIN UserGroup_has_Permission gp ON gp.userGroupId = h.userGroupId
-      JOIN Permission p ON p.permissionId = gp.permissionId"""
+    SELECT personId AS user_id, name AS role FROM UserGroup_has_Person JOIN UserGroup USING (userGroupId)
+    UNION SELECT personId, type
+      FROM UserGroup_has_Person JOIN UserGroup_has_Permission USING (userGroupId) JOIN Permission USING (permissionId)"""
 _NO_STAFF = "SELECT NULL AS user_id, NULL AS role FROM DUAL WHERE FALSE"
 
 
@@ -84,5 +76,5 @@ class Ispyb(Database):
         common = _COMMON.replace("{number}", _NUMBERS[self.visits])
         queries = {table: common + query for table, query in _QUERIES.items()}
         frames = self.ask({**queries, "user_role": _STAFF if self.roles else _NO_STAFF}, proposal_persons=self.proposal_persons)
-        staff = frames["user_role"].filter(pl.col("role").is_in(list(self.roles))).with_columns(pl.col("role").replace(self.roles))
-        return Extract({**frames, "user_role": staff})
+        staff = frames["user_role"].filter(pl.col("role").is_in(list(self.roles)))
+        return Extract({**frames, "user_role": staff.with_columns(pl.col("role").replace(self.roles))})

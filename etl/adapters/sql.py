@@ -74,20 +74,16 @@ class Sql(Database):
 
 
 def _text(value: Any) -> str | None:
-    match value:
-        case None | str():
-            return value
-        case bytes():
-            # text out of a column of another character set: what was written as UTF-8, whatever the column believes of it
-            try:
-                return value.decode()
-            except UnicodeDecodeError:
-                return value.decode("cp1252", errors="replace")
-        case dict() | list():
-            return json.dumps(value)
-        case _:
-            # of a datetime this is ISO 8601
-            return str(value)
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    if not isinstance(value, bytes):
+        # of a time this is ISO 8601
+        return None if value is None else str(value)
+    # text out of a column of another character set: UTF-8 if it can be, whatever the column believes of it
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("cp1252", errors="replace")
 
 
 @contextmanager
