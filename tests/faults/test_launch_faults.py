@@ -262,8 +262,8 @@ def test_a_database_that_stays_locked(hub):
         take_turn(locking)
         answer = hub.launch(visitor)
         until(lambda: not hub.server(other.login, "films").get("pending"), "the other launch is over")
+        hub.until_idle(visitor.login, "films")
         locking.rollback()
-    hub.until_idle(visitor.login, "films")
     assert hub.instances(visitor) == [] and hub.orphans() == []
     assert answer.status_code in (202, 503)
     assert hub.launch(visitor).status_code in (201, 202)
