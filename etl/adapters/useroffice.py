@@ -49,7 +49,7 @@ class UserOffice(Web):
             for instrument in self._all(http, INSTRUMENTS, "id"):
                 rows.add("instrument", id=instrument["id"], name=instrument["name"], description=instrument["description"])
                 for person in [self._ask(http, MANAGER % instrument["managerUserId"]), *instrument["scientists"]]:
-                    rows.add("instrument_scientist", instrument_id=instrument["id"], user_id=self._add_person(rows, person))
+                    rows.add("instrument_scientist", instrument_id=instrument["id"], user_id=self.add_person(rows, person))
             proposals = {each["proposalId"]: each for each in self._all(http, PROPOSALS, "proposalId")}
             experiments = self._all(http, EXPERIMENTS % (self.first_day, self.last_day), "experimentId")
             if self.visits and not any(experiment["visit"] for experiment in experiments):
@@ -90,9 +90,9 @@ class UserOffice(Web):
         }
         for role, people in parts.items():
             for person in people:
-                rows.add("experiment_member", experiment_id=id, user_id=self._add_person(rows, person), role=role)
+                rows.add("experiment_member", experiment_id=id, user_id=self.add_person(rows, person), role=role)
 
-    def _add_person(self, rows: Rows, person: dict[str, Any]) -> str:
+    def add_person(self, rows: Rows, person: dict[str, Any]) -> str:
         affiliation_id = person["institution"] and person["institutionId"]
         if affiliation_id:
             rows.add("affiliation", id=affiliation_id, name=person["institution"], country=person["country"])
