@@ -87,3 +87,24 @@ def rejections_table(rejections: pl.DataFrame) -> Table:
         # as text: what a source wrote must not be taken for markup
         table.add_row(*(Text(str(cell)) for cell in row))
     return table
+
+
+@app.command()
+def serve() -> None:
+    """Run sources when they are due, take what is pushed, follow events, until Ctrl-C. See docs/sources/push.md."""
+    from etl.serve import serve
+    from hub import configuration
+
+    serve(configuration.load())
+
+
+@app.command()
+def token(source: Annotated[str, typer.Argument(help="The source that may be pushed to with it.")]) -> None:
+    """Make a token for pushing to a source, and print it: it is kept nowhere. To take it back, delete its line in SOURCE.tokens."""
+    from etl.push import new_token
+    from etl.source import open_source
+    from hub import configuration
+
+    folder = Path(configuration.load().sources_dir)
+    open_source(folder, source)
+    typer.echo(new_token(folder / f"{source}.tokens"))
