@@ -14,6 +14,7 @@ import typer
 
 import etl.command
 import hub.database.command
+import hub.explain_command
 import hub.person_command
 from hub.configuration import CONFIG_VARIABLE, config_path
 from hub.errors import HutchError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(hub.database.command.app, name="db")
 app.add_typer(etl.command.app, name="etl")
+app.command()(hub.explain_command.explain)
 app.add_typer(hub.person_command.app, name="person")
 
 

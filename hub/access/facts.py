@@ -19,7 +19,7 @@ def ref(table: str, *key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """rule: the name of the rule that decided. records: what it rests on, as `ref` names them."""
+    """rule: the name of the rule that decided. records: what it rests on, and in a refusal what was missed, as `ref` names them."""
 
     allowed: bool
     rule: str

@@ -77,7 +77,8 @@ def may_act(person: Person, action: Action, place: Place, terms: Terms) -> Decis
     """What one of their parts allows is allowed."""
     decisions = [_as(part, grounds, person, action, place, terms) for part, grounds in parts_of(person, place, terms)]
     if not decisions:
-        return Decision(False, "not-yours", "This instance belongs to somebody else.", (ref("instance", place.id),))
+        wanted = ref("instance", place.id), ref("instance_member", place.id, person.id)
+        return Decision(False, "not-yours", "This instance belongs to somebody else.", wanted)
     # of several refusals, the one that says what is missing
     return next((one for one in decisions if one), None) or max(decisions, key=lambda one: one.rule != "part")
 

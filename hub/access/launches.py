@@ -16,15 +16,16 @@ WITHOUT_EXPERIMENT = frozenset({ADMIN, "staff", "guest"})
 
 def may_see(person: Person, visit: Visit, terms: Terms) -> Decision:
     """Whether an experiment is theirs: as a member, or as open data, when its embargo is over and the site includes it."""
+    membership = ref("experiment_member", visit.id, person.id)
     if visit.gone:
         reason = f"Experiment {visit.id} is no longer in the user office's records."
-        return Decision(False, "experiment-gone", reason, (ref("experiment", visit.id),))
+        return Decision(False, "experiment-gone", reason, (ref("experiment", visit.id), membership))
     if person.id in visit.roles:
-        return Decision(True, "experiment-membership", records=(ref("experiment_member", visit.id, person.id),))
+        return Decision(True, "experiment-membership", records=(membership,))
     if terms.open_data and visit.public_at and visit.public_at <= terms.at:
         return Decision(True, "open-data", records=(ref("proposal", visit.proposal_id),))
     reason = f"You are not a member of experiment {visit.id} in the user office's records."
-    return Decision(False, "experiment-membership", reason, (ref("experiment", visit.id),))
+    return Decision(False, "experiment-membership", reason, (ref("experiment", visit.id), membership))
 
 
 def may_use_experiments(person: Person, visits: Sequence[Visit], terms: Terms) -> Decision:
@@ -33,7 +34,8 @@ def may_use_experiments(person: Person, visits: Sequence[Visit], terms: Terms) -
         if grounds := person.holds(WITHOUT_EXPERIMENT):
             return Decision(True, "experiment-not-needed", records=grounds)
         sentence = "Choose at least one experiment: only staff and guests may launch without one."
-        return Decision(False, "experiment-needed", sentence, (ref("user", person.id),))
+        wanted = (ref("user_role", person.id, role) for role in sorted(WITHOUT_EXPERIMENT))
+        return Decision(False, "experiment-needed", sentence, tuple(wanted))
     decisions = [may_see(person, visit, terms) for visit in visits]
     return next((one for one in decisions if not one), _all_of("experiments", decisions))
 
@@ -52,29 +54,30 @@ def may_pick(person: Person, plan: PlanOffer, visits: Sequence[Visit], terms: Te
         if (grounds := _grounds(limit, person, visits, terms.at)) is not None:
             return Decision(True, "plan-limit", records=records + grounds)
     ways = [_in_words(limit, plan.instruments) for limit in plan.limits]
-    return Decision(False, "plan-limited", f"{plan.name} is only {', or '.join(ways)}.", records)
+    missed = {record for limit in plan.limits for wanted, _ in _wanted(limit, person) for record in wanted}
+    return Decision(False, "plan-limited", f"{plan.name} is only {', or '.join(ways)}.", (*records, *sorted(missed)))
+
+
+def _wanted(limit: Limit, person: Person) -> list[tuple[set[str], set[str]]]:
+    """For each condition that it names: the records by which it would hold, and those of them that the person has."""
+    conditions = (
+        (limit.instruments, person.scientist_of, lambda name: ref("instrument_scientist", name, person.id)),
+        (limit.roles, person.roles, lambda name: ref("user_role", person.id, name)),
+        (limit.groups, person.groups, lambda name: ref("user_group", person.id, name)),
+    )
+    return [
+        (set(map(record, wanted)), set(map(record, wanted & held))) for wanted, held, record in conditions if wanted is not None
+    ]
 
 
 def _grounds(limit: Limit, person: Person, visits: Sequence[Visit], at: datetime) -> tuple[str, ...] | None:
     """The records by which all that the limit names holds; None when something does not."""
     if limit.unknown or (limit.since and at < limit.since) or (limit.until and limit.until <= at):
         return None
-    found: tuple[str, ...] = ()
-    for wanted, table, held in (
-        (limit.instruments, "instrument_scientist", person.scientist_of),
-        (limit.roles, "user_role", person.roles),
-        (limit.groups, "user_group", person.groups),
-    ):
-        if wanted is None:
-            continue
-        keys = [(name, person.id) if table == "instrument_scientist" else (person.id, name) for name in sorted(wanted & held)]
-        grounds = tuple(ref(table, *key) for key in keys)
-        if table == "instrument_scientist":
-            grounds += tuple(ref("experiment", visit.id) for visit in visits if visit.instrument_id in wanted)
-        if not grounds:
-            return None
-        found += grounds
-    return found
+    found = [held for _, held in _wanted(limit, person)]
+    if limit.instruments is not None:
+        found[0] |= {ref("experiment", visit.id) for visit in visits if visit.instrument_id in limit.instruments}
+    return tuple(record for held in found for record in sorted(held)) if all(found) else None
 
 
 def _in_words(limit: Limit, instruments: Mapping[str, str]) -> str:

@@ -214,7 +214,7 @@ def test_a_notebook_is_opened_by_the_owner_and_drivers_only():
         (may_act(ON_ID16, Action.WATCH, place(OWNERS), TERMS), ["instrument_scientist:ID16/bob", "experiment:P1-1"]),
         (may_act(CONTROL, Action.WATCH, place(OWNERS), TERMS), ["user_role:bob/instrument-control", "experiment:P1-1"]),
         (may_act(ADMIN, Action.DELETE, place(OWNERS), TERMS), ["user_role:bob/admin"]),
-        (may_act(ANN, Action.OPEN, place(visit()), TERMS), ["experiment:P1-1"]),
+        (may_act(ANN, Action.OPEN, place(visit()), TERMS), ["experiment:P1-1", "experiment_member:P1-1/ann"]),
     ],
     ids=["owner", "member", "scientist", "control", "admin", "left"],
 )

@@ -207,7 +207,7 @@ def lock_out(session, visitor):
     ("change", "status", "words"),
     [
         pytest.param(None, 403, "You are not a member of experiment", id="membership-ended"),
-        pytest.param(end_experiment, 404, "There is no experiment", id="experiment-withdrawn"),
+        pytest.param(end_experiment, 403, "is no longer in the user office's records", id="experiment-withdrawn"),
         # by the rule, or by the end of their token, whichever is first
         pytest.param(end_person, 403, "", id="person-left"),
         pytest.param(lock_out, 403, "Your instance quota is 0", id="locked-out"),

@@ -129,12 +129,13 @@ def test_a_member_who_was_removed_loses_the_experiment_at_once(session):
 
 def test_what_was_withdrawn_is_not_offered(session):
     plan = Plan(id="imaging", name="Imaging", image="i", flavor="f", cores=1, memory_mb=1)
-    session.add(plan)
+    session.add_all([plan, ExperimentMember(experiment_id="P1-1", user_id="1")])
     session.flush()
-    assert records.find_plan(session, "imaging") and records.experiments_named(session, ["P1-1"], "1")
+    assert records.find_plan(session, "imaging") and records.experiments_of(session, "1")
     plan.ended_at = session.get_one(Experiment, "P1-1").ended_at = NOW
     session.flush()
-    assert records.find_plan(session, "imaging") is None and records.experiments_named(session, ["P1-1"], "1") == []
+    assert records.find_plan(session, "imaging") is None and records.experiments_of(session, "1", ["P1-1"]) == []
+    assert [visit.gone for visit in records.experiments_named(session, ["P1-1"], "1")] == [True]
 
 
 def test_groups_are_proposals_roles_and_instruments(session):
