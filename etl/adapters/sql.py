@@ -42,7 +42,7 @@ class Database(Settings):
         password = secret(self.password_file) if self.password_file else None
         with _plainly(f"{self.name}: url", password):
             url = make_url(self.url)
-            if url.password is not None:
+            if url.password is not None or "password" in url.query:
                 raise ValueError("holds a password; put it into a file, and name that as password_file")
             engine = create_engine(url.set(password=password), poolclass=NullPool)
         with _plainly(f"{self.name} at {url.host or url.database}", password), engine.connect() as connection:

@@ -174,6 +174,7 @@ def _wrong(office: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
             "database": url.set(database="nowhere"),
             "driver": url.set(drivername="db2+ibm"),
             "in the url": url.set(password=PASSWORD),
+            "behind the url": url.update_query_dict({"password": PASSWORD}),
         }
         change = {"url": urls[how].render_as_string(hide_password=False)}
     return office | change | ({"timeout_seconds": 1} if how == "slow" else {})
@@ -195,6 +196,7 @@ def _wrong(office: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
         ("database", "sql at 127.0.0.1: .*(nowhere|denied)"),
         ("driver", "sql: url: .*db2"),
         ("in the url", "sql: url: holds a password; put it into a file"),
+        ("behind the url", "sql: url: holds a password; put it into a file"),
     ],
 )
 def test_whatever_is_wrong_is_told_in_one_line_without_the_password(
