@@ -199,7 +199,7 @@ def groups_of(session: Session, logins: Iterable[str], at: datetime) -> dict[str
     wanted = User.login.in_(list(logins)), User.ended_at.is_(None)
     held = UserRole.ended_at.is_(None), or_(UserRole.expires_at.is_(None), UserRole.expires_at > at)
     query: Any = union_all(
-        select(User.login, literal(None)).where(*wanted),
+        select(User.login, literal("")).where(*wanted),
         select(User.login, "proposal-" + Experiment.proposal_id)
         .join(ExperimentMember, ExperimentMember.user_id == User.id)
         .join(Experiment, Experiment.id == ExperimentMember.experiment_id)
