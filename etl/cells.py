@@ -1,4 +1,4 @@
-"""Cells into values: for a field of each kind, the expression that reads its column and what may be wrong with it.
+"""Cells into values: for a field of each kind, the expression that reads its column, and what may be wrong with it.
 
 A moment is ISO 8601 (`2026-03-01`, `2026-03-01 08:00`, `2026-03-01T08:00:00.5+01:00`), in the source's time zone unless it says
 otherwise. Examples may count from the day of the load: `today`, `today-3d 08:00`, `today+2d`.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, time, timedelta
 
 import polars as pl
 
-from etl.schema import NUMBERS_BELOW, TIME, Field, Kind, Moment, Number, Text
+from etl.schema import NUMBERS_BELOW, TIME, Field, Kind, Moment, Number, Parts, Text
 
 _RELATIVE = re.compile(r"today(?:([+-]\d{1,5})d)?(?: (\d\d:\d\d))?")
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
@@ -22,82 +23,78 @@ _NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _OPEN = r"^(0000-00-00|9999-)"
 _OPEN_YEAR = 9999
 
-Wrong = tuple[pl.Expr, pl.Expr]
+# what is wrong, and what to say of it
+Check = tuple[pl.Expr, pl.Expr]
 
 
 def readable(dtype: pl.DataType, kind: Kind) -> bool:
     """Whether cells of this type can be read as this kind at all: lists are no text, and a fraction is no id."""
-    if dtype == pl.String or dtype == pl.Null:
+    if dtype in (pl.String, pl.Null):
         return True
-    if isinstance(kind, Moment):
-        return isinstance(dtype, pl.Datetime | pl.Date)
-    if isinstance(kind, Number):
-        return dtype.is_numeric()
-    if isinstance(kind, Text):
-        return dtype.is_integer() or isinstance(dtype, pl.Decimal | pl.Categorical | pl.Enum)
+    match kind:
+        case Moment():
+            return isinstance(dtype, pl.Datetime | pl.Date)
+        case Number():
+            return dtype.is_numeric()
+        case Text():
+            return dtype.is_integer() or isinstance(dtype, pl.Decimal | pl.Categorical | pl.Enum)
     return dtype.is_nested() or dtype == pl.Object
 
 
-def reads(name: str, dtype: pl.DataType, field: Field, zone: str) -> pl.Expr:
-    """The field's value, null where the cell is empty or cannot be read."""
-    cell = pl.col(name)
-    if isinstance(field.kind, Moment):
-        value = _moment(cell, dtype, zone, field.kind.ambiguous)
-    elif isinstance(field.kind, Number):
-        whole = cell.str.strip_chars() if dtype == pl.String else cell
-        value = whole.cast(pl.Int64, strict=False)
-    else:
-        value = _text(cell, dtype)
-    return (value if field.default is None else value.fill_null(pl.lit(field.default, field.dtype))).alias(name)
+def value(name: str, dtype: pl.DataType, field: Field, zone: str) -> pl.Expr:
+    """Null where the cell is empty or cannot be read."""
+    cell = _text(name) if dtype == pl.String else pl.col(name)
+    match field.kind:
+        case Moment(ambiguous):
+            return _moment(cell, dtype, zone, ambiguous).alias(name)
+        case Number():
+            return cell.cast(pl.Int64, strict=False).alias(name)
+    return cell.cast(pl.String).alias(name)
 
 
-def faults(name: str, dtype: pl.DataType, field: Field) -> Iterator[Wrong]:
-    """Pairs of what is wrong and what to say. The value is under the field's name, the cell as it came under `raw(name)`."""
-    value, cell = pl.col(name), pl.col(raw(name))
-    given = _text(cell, dtype).is_not_null() if dtype == pl.String else cell.is_not_null()
-    if field.required:
-        yield ~given, pl.lit("is missing")
+def unread(name: str, cell: str, dtype: pl.DataType, field: Field) -> Iterator[Check]:
+    """Cells that hold something which is no value. cell: the column as it came; name: what was read of it."""
     if dtype == pl.Null:
         return
-    if isinstance(field.kind, Moment):
-        closed = ~_text(cell, dtype).str.contains(_OPEN) if dtype == pl.String else cell.dt.year() < _OPEN_YEAR
-        yield given & closed & value.is_null(), _said("{} is not a date; write 2026-03-01 08:00", cell)
-    elif isinstance(field.kind, Number):
-        # a default stands in for what could not be read
-        number = cell.str.strip_chars().cast(pl.Int64, strict=False) if dtype == pl.String else cell.cast(pl.Int64, strict=False)
-        unread = number.is_null() if dtype == pl.String or dtype.is_integer() else number.is_null() | (number != cell)
-        yield given & unread, _said("should be a whole number, not {}", cell)
-        yield value < field.kind.least, _said(f"should be {field.kind.least} or more, not {{}}", cell)
-        yield value >= NUMBERS_BELOW, _said(f"should be less than {NUMBERS_BELOW}, not {{}}", cell)
-    elif isinstance(field.kind, Text):
-        yield from _text_faults(value, field.kind)
-    else:
-        yield pl.col(f"_fault_{name}").is_not_null(), pl.col(f"_fault_{name}")
+    given = _text(cell) if dtype == pl.String else pl.col(cell)
+    lost = given.is_not_null() & pl.col(name).is_null()
+    match field.kind:
+        case Moment():
+            is_open = given.str.contains(_OPEN) if dtype == pl.String else given.dt.year() >= _OPEN_YEAR
+            yield lost & ~is_open, _said("{} is not a date; write 2026-03-01 08:00", given)
+        case Number():
+            part = given != pl.col(name) if dtype.is_float() else pl.lit(False)
+            yield lost | part, _said("should be a whole number, not {}", given)
+        case Parts():
+            yield pl.col(fault(name)).is_not_null(), pl.col(fault(name))
 
 
-def _text_faults(value: pl.Expr, kind: Text) -> Iterator[Wrong]:
-    if kind.choices:
-        yield ~value.is_in(kind.choices), _said(f"should be one of {', '.join(kind.choices)}, not {{}}", value)
-        return
-    # counting bytes costs nothing, counting characters does
-    yield (
-        (value.str.len_bytes() > kind.longest) & (value.str.len_chars() > kind.longest),
-        _said(f"should have at most {kind.longest} characters, not {{}}", value),
-    )
-    if kind.shape:
-        yield ~value.str.contains(kind.shape), _said(f"should be {kind.called}, not {{}}", value)
-    else:
-        yield value.str.contains(_CONTROL), pl.lit("holds a control character")
+def wrong(name: str, field: Field) -> Iterator[Check]:
+    """Values that are not as they must be."""
+    this = pl.col(name)
+    if field.required:
+        yield this.is_null(), pl.lit("is missing")
+    match field.kind:
+        case Number(least):
+            yield this < least, _said(f"should be {least} or more, not {{}}", this)
+            yield this >= NUMBERS_BELOW, _said(f"should be less than {NUMBERS_BELOW}, not {{}}", this)
+        case Text(choices=choices) if choices:
+            yield ~this.is_in(choices), _said(f"should be one of {', '.join(choices)}, not {{}}", this)
+        case Text(longest, shape, called):
+            # counting bytes costs nothing, counting characters does
+            long = (this.str.len_bytes() > longest) & (this.str.len_chars() > longest)
+            yield long, _said(f"should have at most {longest} characters, not {{}}", this)
+            yield this.str.contains(_CONTROL), pl.lit("holds a control character")
+            if shape:
+                yield ~this.str.contains(shape), _said(f"should be {called}, not {{}}", this)
 
 
-def raw(name: str) -> str:
-    return f"_raw_{name}"
+def fault(name: str) -> str:
+    return f"_fault_{name}"
 
 
-def _text(cell: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype != pl.String:
-        return cell.cast(pl.String)
-    stripped = cell.str.strip_chars()
+def _text(name: str) -> pl.Expr:
+    stripped = pl.col(name).str.strip_chars()
     return pl.when(stripped != "").then(stripped)
 
 
@@ -107,30 +104,31 @@ def _said(words: str, cell: pl.Expr) -> pl.Expr:
     return pl.format(words, pl.format("'{}'", short))
 
 
+# --- moments
+
+
 def _moment(cell: pl.Expr, dtype: pl.DataType, zone: str, ambiguous: str) -> pl.Expr:
-    if isinstance(dtype, pl.Datetime) and dtype.time_zone:
-        return pl.when(cell.dt.year() < _OPEN_YEAR).then(cell).dt.convert_time_zone("UTC").cast(TIME)
-    if isinstance(dtype, pl.Datetime | pl.Date):
-        naive = cell.cast(pl.Datetime("us"))
-        return _from_zone(pl.when(naive.dt.year() < _OPEN_YEAR).then(naive), zone, ambiguous)
     if dtype == pl.Null:
         return cell.cast(TIME)
-    text = _text(cell, dtype).str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
-    text = pl.when(~text.str.contains(_OPEN)).then(text)
-    zoned = pl.coalesce(text.str.to_datetime(form, strict=False, time_unit="us", time_zone="UTC") for form in _ZONED)
-    naive = pl.coalesce(text.str.to_datetime(form, strict=False, time_unit="us") for form in _NAIVE)
-    return pl.coalesce(zoned, _from_zone(naive, zone, ambiguous))
+    if dtype == pl.String:
+        text = cell.str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
+        text = pl.when(~text.str.contains(_OPEN)).then(text)
+        zoned = pl.coalesce(text.str.to_datetime(form, strict=False, time_unit="us", time_zone="UTC") for form in _ZONED)
+        naive = pl.coalesce(text.str.to_datetime(form, strict=False, time_unit="us") for form in _NAIVE)
+        return pl.coalesce(zoned, _from_zone(naive, zone, ambiguous))
+    cell = pl.when(cell.dt.year() < _OPEN_YEAR).then(cell)
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone:
+        return cell.dt.convert_time_zone("UTC").cast(TIME)
+    return _from_zone(cell.cast(pl.Datetime("us")), zone, ambiguous)
 
 
 def _from_zone(naive: pl.Expr, zone: str, ambiguous: str) -> pl.Expr:
     """A time that a spring night leaves out is taken as the clock stood before it: an hour later on the new one."""
-    if zone == "UTC":
-        return naive.dt.replace_time_zone("UTC")
 
     def placed(times: pl.Expr) -> pl.Expr:
-        return times.dt.replace_time_zone(zone, ambiguous=ambiguous, non_existent="null").dt.convert_time_zone("UTC")
+        return times.dt.replace_time_zone(zone, ambiguous=ambiguous, non_existent="null").dt.convert_time_zone("UTC")  # type: ignore[arg-type]
 
-    return placed(naive).fill_null(placed(naive + pl.duration(hours=1)))
+    return placed(naive).fill_null(placed(naive + pl.duration(hours=1))) if zone != "UTC" else placed(naive)
 
 
 def relative(column: pl.Series, today: datetime) -> pl.Series:
@@ -141,10 +139,8 @@ def relative(column: pl.Series, today: datetime) -> pl.Series:
 
 
 def _counted(text: str, today: datetime) -> str:
-    try:
+    with suppress(ValueError, OverflowError):
         if found := _RELATIVE.fullmatch(text):
             clock = time.fromisoformat(found[2] or "00:00")
             return (today + timedelta(days=int(found[1] or 0), hours=clock.hour, minutes=clock.minute)).isoformat()
-    except (ValueError, OverflowError):
-        pass
     return text

@@ -1,4 +1,4 @@
-"""What a load would change: frames compared by key, without a database."""
+"""What a load would change: what came of a table's rows, in sets."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from dataclasses import dataclass
 import polars as pl
 
 from etl.frames import Scope
-from etl.schema import Shape
-from etl.validate import Checked
+from etl.validate import DIFFERS, ENDED, SOURCE, Ids, Sieve
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """What becomes of one table. added and changed hold the new values, ended holds keys; live is how many records of this
-    source hold until now; named is how many rows the source gave, rejected how many of them are at fault.
+    source hold until now; named is how many rows the source gave, and rejected, skipped how many of them were not taken.
     """
 
     added: pl.DataFrame
     changed: pl.DataFrame
     ended: pl.DataFrame
-    unchanged: int
-    live: int
+    unchanged: int = 0
+    live: int = 0
     whole: bool = True
     named: int = 0
     rejected: int = 0
@@ -29,45 +28,41 @@ class Change:
 
     @property
     def counts(self) -> dict[str, int]:
-        sets = {"added": self.added.height, "changed": self.changed.height, "ended": self.ended.height}
-        return {**sets, "unchanged": self.unchanged, "rejected": self.rejected, "skipped": self.skipped}
+        sets = {name: getattr(self, name).height for name in ("added", "changed", "ended")}
+        return sets | {name: getattr(self, name) for name in ("unchanged", "rejected", "skipped")}
 
 
-def compare(shape: Shape, checked: Checked, held: pl.DataFrame, source: str, scope: Scope | None, *, whole: bool) -> Change:
+def compare(sieve: Sieve, rejections: pl.DataFrame, scope: Scope | None, *, whole: bool) -> Change:
     """A record that ended and is named again changes: it holds once more. Only this source's own records may end.
 
-    held: the table's fields, `source` and `_ended`. scope: which records the rows tell about, where not of the whole table.
+    scope: which records the rows tell about, where they are not of the whole table.
     """
-    key = shape.key
-    values = [name for name in shape.stored if name not in key]
-    there = held.rename({name: f"_held_{name}" for name in values})
-    both = checked.accepted.join(there, on=key, how="left", maintain_order="left")
-    known = pl.col("source").is_not_null()
-    differs = pl.any_horizontal(
-        pl.col("source") != source, "_ended", *(pl.col(name).ne_missing(pl.col(f"_held_{name}")) for name in values)
-    )
-    added = both.filter(~known).select(*shape.stored)
-    changed = both.filter(known & differs).select(*shape.stored)
-    ours = held.filter((pl.col("source") == source) & ~pl.col("_ended"))
-    ended = ours.select(key).clear()
-    if checked.certain and (whole or scope):
-        told = ours.filter(pl.col(scope.column).is_in(list(scope.values))) if scope else ours
-        ended = told.select(key).join(checked.accepted, on=key, how="anti").join(checked.kept, on=key, how="anti")
-    at_fault = checked.rejections.group_by("place", "line").agg(pl.col("skipped").all())["skipped"]
+    known, fresh = pl.col(SOURCE).is_not_null(), sieve.rows.filter(DIFFERS)
+    ours = (pl.col(SOURCE) == sieve.source) & ~pl.col(ENDED)
+    live = sieve.held.select(ours.sum()).item()
+    ended = sieve.held.select(sieve.shape.key).clear()
+    all_named = sieve.rows.select(ours.sum()).item() == live
+    if not all_named and sieve.certain and (whole or scope):
+        told = sieve.held.filter(ours, pl.col(scope.column).is_in(list(scope.values)) if scope else True)
+        ended = told.join(sieve.read, on=sieve.shape.key, how="anti").select(sieve.shape.key)
+    at_fault = rejections.group_by("place", "line").agg(pl.col("skipped").all())["skipped"]
     return Change(
-        added,
-        changed,
-        ended,
-        checked.accepted.height - added.height - changed.height,
-        ours.height,
-        whole,
-        checked.named,
-        (~at_fault).sum(),
-        at_fault.sum(),
+        added=fresh.filter(~known).select(*sieve.shape.stored),
+        changed=fresh.filter(known).select(*sieve.shape.stored),
+        ended=ended,
+        unchanged=sieve.rows.height - fresh.height,
+        live=live,
+        whole=whole,
+        named=sieve.read.height,
+        rejected=(~at_fault).sum(),
+        skipped=at_fault.sum(),
     )
 
 
-def present(change: Change, held: pl.DataFrame) -> pl.Series:
-    """The ids that other rows may refer to once this is loaded; of tables with an `id`."""
-    stays = held.filter(~pl.col("_ended")).select("id").join(change.ended, on="id", how="anti")
-    return pl.concat([stays, change.added.select("id"), change.changed.select("id")]).to_series().unique()
+def ids(held: pl.DataFrame, change: Change | None, rejections: pl.DataFrame | None) -> Ids:
+    """What of a table with an `id` may be referred to when the change is made. held: `id` and `_ended`."""
+    gone = held.filter(ENDED).select("id")
+    if change is None or rejections is None:
+        return Ids(held, gone, gone.clear(), pl.Series(dtype=pl.String))
+    gone = pl.concat([gone.join(change.changed, on="id", how="anti"), change.ended])
+    return Ids(held, gone, change.added.select("id"), rejections.filter("skipped")["key"])

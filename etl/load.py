@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,12 +19,12 @@ import polars as pl
 from sqlalchemy import Connection, Engine, delete, insert, select, text
 
 from etl import people, store
-from etl.diff import Change, compare, present
+from etl.diff import Change, compare, ids
 from etl.frames import Adapter, Extract, SourceError
 from etl.guard import removals, unreadable
 from etl.schema import SHAPES, TIME
 from etl.source import Source
-from etl.validate import REJECTION, Sieve
+from etl.validate import ENDED, REJECTION, Sieve
 from hub.database.engine import check_current, take_turn
 from hub.database.tables import EtlRejection, EtlRun, RunKind, now
 
@@ -137,33 +138,36 @@ def _compare_all(
 ) -> people.Found:
     _check_extract(extract)
     found = people.find(connection, source, extract)
-    frames, ids, left_out, rejections = found.extract.frames, {}, {}, []
-    for name, shape in SHAPES.items():
-        wanted = name in frames
-        if (
-            not wanted
-            and not any(name in SHAPES[other].references.values() for other in frames)
-            and not (name == "instrument" and "plan" in frames)
-        ):
-            continue
-        held = store.held(connection, shape, shape.stored if wanted else ["id"])
-        if not wanted:
-            ids[name] = held.filter(~pl.col("_ended"))["id"]
-            continue
-        tell(f"comparing {name}")
-        sieve = Sieve(name, frames[name], source.time_zone, today)
-        if name == "user":
-            sieve.check_logins(held)
-        sieve.check_references(ids, left_out)
-        sieve.check_source(held, source.name)
-        checked = sieve.result()
-        change = compare(shape, checked, held, source.name, extract.scopes.get(name), whole=name not in extract.scopes)
-        report.changes[name], report.counts[name] = change, change.counts
-        rejections.append(checked.rejections)
-        if "id" in shape.key:
-            ids[name] = present(change, held)
-            left_out[name] = checked.rejections.filter("skipped")["key"]
-    report.rejections = pl.concat([report.rejections, *rejections])
+    frames, known = found.extract.frames, {}
+    others = {target for name in frames for target in SHAPES[name].references.values()} | (
+        {"instrument"} if "plan" in frames else set()
+    )
+    # the database is read while what came before is compared
+    with ThreadPoolExecutor(1) as reader:
+        held = {
+            name: reader.submit(store.held, connection, shape, shape.stored if name in frames else ["id"])
+            for name, shape in SHAPES.items()
+            if name in frames or name in others
+        }
+        for name in held:
+            if name not in frames:
+                known[name] = ids(held[name].result(), None, None)
+                continue
+            tell(f"comparing {name}")
+            sieve = Sieve(name, frames[name], source.time_zone, today)
+            sieve.meet(held[name].result(), source.name)
+            sieve.check_values()
+            if name == "user":
+                sieve.check_logins()
+                sieve.check_identities(found.known)
+            sieve.check_references(known)
+            sieve.check_source()
+            rejections = sieve.rejections()
+            change = compare(sieve, rejections, extract.scopes.get(name), whole=name not in extract.scopes)
+            report.changes[name], report.counts[name] = change, change.counts
+            report.rejections = pl.concat([report.rejections, rejections])
+            if "id" in sieve.shape.key:
+                known[name] = ids(sieve.held.select("id", ENDED), change, rejections)
     return found
 
 
@@ -177,14 +181,16 @@ def _check_extract(extract: Extract) -> None:
 def _apply(connection: Connection, found: people.Found, report: Report, started_at: datetime, tell: Callable[[str], None]) -> None:
     run_id = report.run_id = _run(connection, report, started_at, "done", None)
     origin = {"source": pl.lit(report.source), "run_id": pl.lit(run_id, pl.Int64)}
+    many = [name for name, change in report.changes.items() if change.added.height > store.MANY_ROWS]
+    with store.in_bulk(connection, many):
+        for name, change in report.changes.items():
+            tell(f"writing {name}")
+            store.insert(connection, name, change.added.with_columns(**origin))
     for name, change in report.changes.items():
         shape = SHAPES[name]
-        tell(f"writing {name}")
         store.merge(connection, shape, change.changed.with_columns(**origin, ended_at=pl.lit(None, TIME)), run_id)
         gone = {"run_id": origin["run_id"], "ended_at": pl.lit(started_at, TIME)}
         store.merge(connection, shape, change.ended.with_columns(**gone), run_id)
-        if change.added.height:
-            store.add(connection, shape, change.added.with_columns(**origin))
     people.keep(connection, found, started_at)
 
 

@@ -33,13 +33,14 @@ class Found:
     """linked: identities to add, with linked_by; suggested: what staff may confirm, with the reason."""
 
     extract: Extract
+    known: pl.DataFrame
     linked: pl.DataFrame
     suggested: pl.DataFrame
 
 
 def find(connection: Connection, source: object, extract: Extract) -> Found:
     empty = pl.DataFrame(schema={**IDENTITY, "linked_by": pl.String})
-    return Found(extract, empty, pl.DataFrame(schema={**IDENTITY, "reason": pl.String}))
+    return Found(extract, identities(connection), empty, pl.DataFrame(schema={**IDENTITY, "reason": pl.String}))
 
 
 def keep(connection: Connection, found: Found, at: datetime) -> None:

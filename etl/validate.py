@@ -1,7 +1,9 @@
-"""Which rows of a frame become records: their cells, their keys, then what they say against what the database holds.
+"""Which rows of a frame become records: their cells and keys, then what they say against what the database holds.
 
 Whoever cannot be taken is told of with place, line, key, field and reason, and takes nothing away: what the database holds under
 the key of a rejected row stays, and while any key cannot be read, nothing of that table ends.
+
+A row that says what the database holds was good when it came: only rows that differ are looked at closely.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
+from functools import cached_property
 
 import polars as pl
 
-from etl import plans
-from etl.cells import faults, raw, readable, reads, relative
+from etl import cells, plans
 from etl.frames import FAULT, LINE, PLACE, SourceError
 from etl.schema import SHAPES, STRENGTH, Moment, Parts, Shape
 
-ROW, UNKNOWN = "_row", "_unknown"
+ROW, UNKNOWN, SOURCE, ENDED, DIFFERS = "_row", "_unknown", "_source", "_ended", "_differs"
 REJECTION = {
     "record": pl.String,
     "place": pl.String,
@@ -33,16 +35,18 @@ REJECTION = {
 BY_HAND = frozenset({"user_role", "user_group"})
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """One table's rows after validation. certain: whether what is not named can be taken for gone."""
+@dataclass(frozen=True)
+class Ids:
+    """Which ids of a table others may refer to once it is loaded. held: `id` and `_ended`."""
 
-    accepted: pl.DataFrame
-    # the keys of rows that are named but not taken
-    kept: pl.DataFrame
-    rejections: pl.DataFrame
-    certain: bool
-    named: int
+    held: pl.DataFrame
+    gone: pl.DataFrame
+    added: pl.DataFrame
+    left_out: pl.Series
+
+    @cached_property
+    def there(self) -> pl.DataFrame:
+        return pl.concat([self.held.select("id").join(self.gone, on="id", how="anti"), self.added])
 
 
 class Sieve:
@@ -51,167 +55,174 @@ class Sieve:
     def __init__(self, name: str, frame: pl.DataFrame, zone: str, today: datetime) -> None:
         self.shape = SHAPES[name]
         self._faults: list[pl.DataFrame] = []
-        self._kept: list[pl.DataFrame] = []
         fields, frame = self.shape.fields, _prepared(self.shape, frame, today)
-        self.rows = self.read = frame.select(
+        self.read = frame.select(
             pl.exclude(*fields),
-            *(pl.col(name).alias(raw(name)) for name in fields),
-            *(reads(name, frame.schema[name], field, zone) for name, field in fields.items()),
+            *(pl.col(name).alias(f"_cell_{name}") for name in fields),
+            *(cells.value(name, frame.schema[name], field, zone) for name, field in fields.items()),
         )
-        for column, field, skipped in ((FAULT, "", False), (UNKNOWN, "user_id", True)):
-            self.refuse(self.rows.filter(pl.col(column).is_not_null()), field, pl.col(column), skipped=skipped)
-        self.drop()
-        self._check_cells(frame.schema)
+        self.rows = self.read
+        self._refuse_where("", pl.col(FAULT).is_not_null(), pl.col(FAULT))
+        self._refuse_where("user_id", pl.col(UNKNOWN).is_not_null(), pl.col(UNKNOWN), skipped=True)
+        self._drop()
+        for field, one in fields.items():
+            for check in cells.unread(field, f"_cell_{field}", frame.schema[field], one):
+                self._refuse_where(field, *check)
+        defaults = (pl.col(name).fill_null(pl.lit(field.default)) for name, field in fields.items() if field.default is not None)
+        self.rows = self.rows.select(ROW, *fields).with_columns(defaults)
+        self._drop()
         self._check_twins()
-        self._check_dates()
 
-    def refuse(self, bad: pl.DataFrame, field: str, reason: pl.Expr, *, skipped: bool = False) -> None:
+    def _refuse(self, bad: pl.DataFrame, field: str, reason: pl.Expr, *, skipped: bool = False) -> None:
         if bad.height:
             self._faults.append(bad.select(ROW, field=pl.lit(field), reason=reason, skipped=pl.lit(skipped)))
 
-    def drop(self) -> None:
+    def _refuse_where(self, field: str, wrong: pl.Expr, reason: pl.Expr, *, skipped: bool = False) -> None:
+        self._refuse(self.rows.filter(wrong), field, reason, skipped=skipped)
+
+    def _drop(self) -> None:
         """Faults of one kind are all told; of the next kind, only those of rows that were good until then."""
         if self._faults:
             self.rows = self.rows.join(pl.concat(self._faults), on=ROW, how="anti", maintain_order="left")
 
-    def _check_cells(self, schema: Mapping[str, pl.DataType]) -> None:
-        checks = [(name, *check) for name, field in self.shape.fields.items() for check in faults(name, schema[name], field)]
-        # all at once, because nearly always nothing is found
-        found = self.rows.select(wrong.any().alias(str(number)) for number, (_, wrong, _) in enumerate(checks)).row(0)
-        for (name, wrong, reason), some in zip(checks, found, strict=True):
-            if some:
-                self.refuse(self.rows.filter(wrong), name, reason)
-        self.rows = self.rows.select(ROW, *self.shape.fields)
-        self.drop()
-
     def _check_twins(self) -> None:
         """Two rows of one record: the same twice is once, several parts of a person are the strongest; all else is a mistake."""
         key = self.shape.key
-        if self.rows.select(pl.struct(key).n_unique()).item() == self.rows.height:
+        # hashes of different keys may agree, which costs a second look; those of the same key always do
+        if self.rows.select(pl.struct(key).hash().n_unique()).item() == self.rows.height:
             return
         self.rows = self.rows.unique(list(self.shape.fields), keep="first", maintain_order=True)
         if self.shape.name == "experiment_member":
-            strength = pl.col("role").replace_strict(STRENGTH, list(range(len(STRENGTH))))
-            self.rows = self.rows.sort(strength).unique(key, keep="first", maintain_order=True).sort(ROW)
+            strength = pl.col("role").replace_strict(STRENGTH, list(range(len(STRENGTH))), default=None)
+            self.rows = self.rows.sort(strength, nulls_last=True).unique(key, keep="first", maintain_order=True).sort(ROW)
         twins = self.rows.with_columns(_first=pl.col(ROW).first().over(key)).filter(pl.col(ROW) != pl.col("_first"))
         twins = twins.join(self.read.select(_first=ROW, _line=LINE), on="_first")
-        self.refuse(twins, ", ".join(key), pl.format("the same as in line {}", "_line"))
-        self.drop()
-
-    def _check_dates(self) -> None:
-        if "starts_at" in self.shape.fields:
-            reason = pl.format("ends before it starts ({})", pl.col("starts_at").dt.strftime("%Y-%m-%d %H:%M"))
-            self.refuse(self.rows.filter(pl.col("ends_at") < pl.col("starts_at")), "ends_at", reason)
-            self.drop()
+        self._refuse(twins, ", ".join(key), pl.format("the same as in line {}", "_line"))
+        self._drop()
 
     # --- against what is held
 
-    def check_logins(self, held: pl.DataFrame) -> None:
-        """A login is a JupyterHub account and a home: it stays with its person, and never passes to another."""
-        owners = held.select(pl.col("login"), pl.col("id").alias("_owner"))
-        known = self.rows.join(held.select("id", pl.col("login").alias("_login")), on="id", how="left", maintain_order="left")
-        changed = known.filter(pl.col("_login") != pl.col("login"))
-        reason = "the login of user '{}' is '{}' and cannot become '{}': instances hang on it"
-        self.refuse(changed, "login", pl.format(reason, "id", "_login", "login"))
-        first = pl.col("id").first().over("login")
-        claimed = self.rows.with_columns(_first=first).join(owners, on="login", how="left", maintain_order="left")
-        claimed = claimed.with_columns(_owner=pl.coalesce("_owner", "_first")).filter(pl.col("login").is_not_null())
-        reason = "'{}' belongs to user '{}'; a login is never given to another person"
-        self.refuse(claimed.filter(pl.col("_owner") != pl.col("id")), "login", pl.format(reason, "login", "_owner"))
-        self.drop()
-        without = self.rows.filter(pl.col("login").is_null())
-        self.refuse(without, "login", pl.lit("has no login, and cannot sign on without one"), skipped=True)
-        self.drop()
-
-    def check_references(self, present: Mapping[str, pl.Series], skipped: Mapping[str, pl.Series]) -> None:
-        for field, target in self.shape.references.items():
-            ids = pl.DataFrame({field: present[target]})
-            missing = self.rows.filter(pl.col(field).is_not_null()).join(ids, on=field, how="anti", maintain_order="left")
-            harmless = pl.col(field).is_in(skipped[target].implode()) if target in skipped else pl.lit(False)
-            self.refuse(missing.filter(harmless), field, pl.format(f"the {target} '{{}}' was left out", field), skipped=True)
-            self.refuse(missing.filter(~harmless), field, pl.format(f"there is no {target} '{{}}'", field))
-        if self.shape.name == "plan":
-            known = set(present["instrument"])
-            for row, limits in self.rows.select(ROW, "limits").rows():
-                for name in sorted(plans.instruments(limits) - known):
-                    bad = self.rows.filter(pl.col(ROW) == row)
-                    self.refuse(bad, "limits", pl.lit(f"there is no instrument {name!r}"))
-        self.drop()
-
-    def check_source(self, held: pl.DataFrame, source: str) -> None:
-        """A record that holds belongs to its source; what an admin set stays as it is."""
-        key = self.shape.key
-        others = held.filter(pl.col("source") != source)
-        if not others.height:
-            return
-        owned = self.rows.join(others.select(*key, "_ended", pl.col("source").alias("_whose")), on=key, maintain_order="left")
-        if self.shape.name in BY_HAND:
-            by_hand = owned.filter(pl.col("_whose") == "")
-            self._kept.append(by_hand.select(key))
-            self.rows = self.rows.join(by_hand, on=ROW, how="anti", maintain_order="left")
-            owned = owned.filter(pl.col("_whose") != "")
-        whose = (
-            pl.when(pl.col("_whose") == "")
-            .then(pl.lit("no source, it was entered by hand"))
-            .otherwise(pl.format("the source '{}'", "_whose"))
+    def meet(self, held: pl.DataFrame, source: str) -> None:
+        """Find out which rows differ from the records. held: the table's fields, `_source` and `_ended`."""
+        self.held, self.source, key = held, source, self.shape.key
+        values = [name for name in self.shape.stored if name not in key]
+        there = held.rename({name: f"_held_{name}" for name in values})
+        same = (pl.col(name).eq_missing(pl.col(f"_held_{name}")) for name in values)
+        self.rows = self.rows.join(there, on=key, how="left", maintain_order="left").with_columns(
+            pl.all_horizontal(pl.col(SOURCE).eq_missing(pl.lit(source)), ~pl.col(ENDED), *same)
+            .fill_null(False)
+            .not_()
+            .alias(DIFFERS)
         )
-        self.refuse(owned.filter(~pl.col("_ended")), ", ".join(key), pl.format("this record comes from {}", whose))
-        self.drop()
+        if self.shape.name in BY_HAND:
+            self.rows = self.rows.filter(pl.col(SOURCE).ne_missing(pl.lit("")))
+
+    def check_values(self) -> None:
+        fresh = self.rows.filter(DIFFERS)
+        checks = [(name, *check) for name, field in self.shape.fields.items() for check in cells.wrong(name, field)]
+        if "starts_at" in self.shape.fields:
+            reason = pl.format("ends before it starts ({})", pl.col("starts_at").dt.strftime("%Y-%m-%d %H:%M"))
+            checks.append(("ends_at", pl.col("ends_at") < pl.col("starts_at"), reason))
+        # all at once, because nearly always nothing is found
+        found = fresh.select(wrong.any().alias(str(number)) for number, (_, wrong, _) in enumerate(checks)).row(0)
+        for (name, wrong, reason), some in zip(checks, found, strict=True):
+            if some:
+                self._refuse(fresh.filter(wrong), name, reason)
+        self._drop()
+
+    def check_logins(self) -> None:
+        """A login is a JupyterHub account and a home: it stays with its person, and never passes to another."""
+        fresh = self.rows.filter(DIFFERS)
+        reason = "the login of user '{}' is '{}' and cannot become '{}': instances hang on it"
+        moved = fresh.filter(pl.col("_held_login") != pl.col("login"))
+        self._refuse(moved, "login", pl.format(reason, "id", "_held_login", "login"))
+        owners = self.held.select("login", _owner="id")
+        claimed = fresh.with_columns(_first=pl.col("id").first().over("login")).join(owners, on="login", how="left")
+        taken = claimed.filter(pl.col("login").is_not_null() & (pl.coalesce("_owner", "_first") != pl.col("id")))
+        reason = "'{}' belongs to user '{}'; a login is never given to another person"
+        self._refuse(taken, "login", pl.format(reason, "login", pl.coalesce("_owner", "_first")))
+        self._drop()
+        self._refuse_where("login", pl.col("login").is_null(), pl.lit("has no login, and cannot sign on without one"), skipped=True)
+        self._drop()
+
+    def check_identities(self, known: pl.DataFrame) -> None:
+        """A sign-on belongs to one person. known: issuer, subject, user_id."""
+        self._refuse_where("subject", pl.col("issuer").is_null() != pl.col("subject").is_null(), pl.lit("goes with an issuer"))
+        signed = self.rows.filter(pl.col("subject").is_not_null()).join(known, on=["issuer", "subject"])
+        self._refuse(
+            signed.filter(pl.col("user_id") != pl.col("id")), "subject", pl.format("is the sign-on of user '{}'", "user_id")
+        )
+        self._drop()
+
+    def check_references(self, known: Mapping[str, Ids]) -> None:
+        """What did not change refers to what is held, unless that is gone."""
+        for field, target in self.shape.references.items():
+            fresh = self.rows.filter(pl.col(DIFFERS) & pl.col(field).is_not_null())
+            missing = fresh.join(known[target].there, left_on=field, right_on="id", how="anti") if fresh.height else fresh
+            if known[target].gone.height:
+                kept = self.rows.filter(~pl.col(DIFFERS)).join(known[target].gone, left_on=field, right_on="id", how="semi")
+                missing = pl.concat([missing, kept])
+            harmless = pl.col(field).is_in(known[target].left_out.implode())
+            self._refuse(missing.filter(harmless), field, pl.format(f"{target} '{{}}' was left out", field), skipped=True)
+            self._refuse(missing.filter(~harmless), field, pl.format(f"there is no {target} '{{}}'", field))
+        if self.shape.name == "plan":
+            ids = set(known["instrument"].there["id"])
+            for row, limits in self.rows.select(ROW, "limits").rows():
+                for name in sorted(plans.instruments(limits) - ids):
+                    self._refuse_where("limits", pl.col(ROW) == row, pl.lit(f"there is no instrument {name!r}"))
+        self._drop()
+
+    def check_source(self) -> None:
+        """A record that holds belongs to its source."""
+        whose = pl.format("the source '{}'", SOURCE)
+        whose = pl.when(pl.col(SOURCE) == "").then(pl.lit("no source, it was entered by hand")).otherwise(whose)
+        others = (pl.col(SOURCE) != self.source) & ~pl.col(ENDED)
+        self._refuse_where(", ".join(self.shape.key), others, pl.format("this record comes from {}", whose))
+        self._drop()
 
     # --- what came of it
 
-    def result(self) -> Checked:
-        key, accepted = self.shape.key, self.rows.select(*self.shape.stored)
+    def rejections(self) -> pl.DataFrame:
         if not self._faults:
-            return Checked(
-                accepted,
-                pl.concat([accepted.select(key).clear(), *self._kept]),
-                pl.DataFrame(schema=REJECTION),
-                True,
-                self.read.height,
+            return pl.DataFrame(schema=REJECTION)
+        return (
+            pl.concat(self._faults)
+            .join(self.read, on=ROW)
+            .sort(ROW, maintain_order=True)
+            .select(
+                record=pl.lit(self.shape.name),
+                place=PLACE,
+                line=LINE,
+                key=pl.concat_str(self.shape.key, separator=",", ignore_nulls=True),
+                field="field",
+                reason="reason",
+                skipped="skipped",
             )
-        found = pl.concat(self._faults).join(self.read, on=ROW).sort(ROW, maintain_order=True)
-        told = found.select(
-            record=pl.lit(self.shape.name),
-            place=PLACE,
-            line=LINE,
-            key=pl.concat_str(key, separator=" ", ignore_nulls=True),
-            field="field",
-            reason="reason",
-            skipped="skipped",
         )
-        unreadable = pl.any_horizontal(pl.col(FAULT).is_not_null(), *(pl.col(name).is_null() for name in key))
-        lost = found.filter(unreadable & ~pl.col("skipped"))
-        kept = found.filter(~unreadable).select(key)
-        return Checked(accepted, pl.concat([kept, *self._kept]), told, not lost.height, self.read.height)
+
+    @property
+    def certain(self) -> bool:
+        """Whether what is not named can be taken for gone: a row whose key cannot be read might be any record's."""
+        missing = pl.any_horizontal(pl.col(FAULT).is_not_null(), *(pl.col(name).is_null() for name in self.shape.key))
+        return not self.read.filter(missing & pl.col(UNKNOWN).is_null()).height
 
 
 def _prepared(shape: Shape, frame: pl.DataFrame, today: datetime) -> pl.DataFrame:
     """With all columns that the table has, and where each row comes from."""
-    known = {*shape.fields, PLACE, LINE, FAULT, UNKNOWN}
-    if unknown := [column for column in frame.columns if column not in known]:
+    origin = {PLACE: pl.lit(shape.name), LINE: pl.int_range(1, pl.len() + 1), FAULT: pl.lit(None), UNKNOWN: pl.lit(None)}
+    if unknown := [column for column in frame.columns if column not in {**shape.fields, **origin}]:
         near = get_close_matches(unknown[0], shape.fields, 1)
-        hint = f"; is it {near[0]!r}?" if near else f"; known are {', '.join(shape.fields)}"
-        raise SourceError(f"{shape.name}: there is no column {unknown[0]!r}{hint}")
-    columns: dict[str, pl.Series] = {}
-    for name, field in shape.fields.items():
-        column = frame[name] if name in frame.columns else pl.Series(name, [None] * 0, pl.Null).extend_constant(None, frame.height)
-        if not readable(column.dtype, field.kind):
-            raise SourceError(f"{shape.name}: the column {name!r} holds {column.dtype}, which cannot be read")
-        if isinstance(field.kind, Parts):
-            column, wrong = plans.read(column, field.kind.model)
-            columns[wrong.name] = wrong
-        columns[name] = relative(column, today) if isinstance(field.kind, Moment) else column
-    given = frame.select(pl.col(column) for column in (PLACE, LINE, FAULT, UNKNOWN) if column in frame.columns)
-    absent = {
-        PLACE: pl.lit(shape.name),
-        LINE: pl.int_range(1, pl.len() + 1),
-        FAULT: pl.lit(None, pl.String),
-        UNKNOWN: pl.lit(None, pl.String),
-    }
-    return (
-        pl.DataFrame(columns)
-        .hstack(given)
-        .with_columns(expression.alias(name) for name, expression in absent.items() if name not in given.columns)
-        .with_row_index(ROW)
+        hint = f"is it {near[0]!r}?" if near else f"known are {', '.join(shape.fields)}"
+        raise SourceError(f"{shape.name}: there is no column {unknown[0]!r}; {hint}")
+    frame = frame.with_columns(
+        [pl.lit(None).alias(name) for name in shape.fields if name not in frame.columns]
+        + [default.alias(name) for name, default in origin.items() if name not in frame.columns]
     )
+    for name, field in shape.fields.items():
+        if not cells.readable(frame.schema[name], field.kind):
+            raise SourceError(f"{shape.name}: the column {name!r} holds {frame.schema[name]}, which cannot be read")
+        if isinstance(field.kind, Parts):
+            frame = frame.with_columns(*plans.read(frame[name], field.kind.model))
+        elif isinstance(field.kind, Moment):
+            frame = frame.with_columns(cells.relative(frame[name], today))
+    return frame.with_row_index(ROW).with_columns(pl.col(FAULT, UNKNOWN).cast(pl.String), pl.col(PLACE).fill_null(shape.name))
