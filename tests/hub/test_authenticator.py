@@ -56,6 +56,38 @@ def model(hub: FacilityHub, visitor: Visitor) -> dict:
     return hub.api("GET", f"users/{visitor.login}").json()
 
 
+def test_groups_follow_the_records_although_nobody_asks_for_anything(hub):
+    visitor = hub.visitor("staff")
+
+    def groups() -> set[str]:
+        return set(hub.api("GET", f"users/{visitor.login}").json()["groups"])
+
+    theirs = f"proposal-{visitor.experiment.removesuffix('-1')}"
+    until(lambda: groups() == {theirs, "role-staff"}, "the groups are those of the records")
+    hub.end_membership(visitor)
+    until(lambda: groups() == {"role-staff"}, "the proposal is gone from the groups")
+    leave(hub, visitor)
+    until(lambda: groups() == set(), "whom the facility does not know is in no group")
+
+
+def test_whoever_an_instance_can_be_shared_with_is_a_user_of_the_hub_before_they_sign_on(hub):
+    visitor = hub.visitor()
+
+    def join(session, login: str, experiment: str) -> None:
+        session.add(User(id=login, login=login, given_name="Tina", family_name="Team"))
+        session.flush()
+        session.add(ExperimentMember(experiment_id=experiment, user_id=login))
+
+    hub.change(lambda session: join(session, f"team-of-{visitor.login}", visitor.experiment))
+    hub.change(lambda session: join(session, f"not-of-{visitor.login}", hub.visitor().experiment))
+    hub.launched(visitor)
+    until(
+        lambda: hub.api("GET", f"users/team-of-{visitor.login}").json().get("groups"),
+        "the team is known, with groups",
+    )
+    assert hub.api("GET", f"users/not-of-{visitor.login}").status_code == 404
+
+
 def test_groups_follow_the_records_without_a_new_sign_on(hub):
     visitor, proposal = hub.visitor(), f"proposal-{hub.visitor().experiment.removesuffix('-1')}"
     theirs = f"proposal-{visitor.experiment.removesuffix('-1')}"

@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 from hub.instances import conclude, create, intend
+from hub.notices import tell
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -186,3 +187,22 @@ def test_signing_out_at_the_hub_ends_the_portals_session_too(running_hub, page):
     page.goto(f"{running_hub.hub}logout")
     page.goto(running_hub.portal)
     expect(page.locator("input[name=password]")).to_be_visible()
+
+
+def test_a_notice_appears_by_itself_is_read_out_and_goes_at_a_key(running_hub, page, person):
+    stopped_instance(running_hub, person)
+    page.goto(running_hub.portal)
+    page.get_by_role("button", name="Start Films").click()
+    page.goto(running_hub.portal)
+    notices = page.get_by_role("region", name="Notices")
+    expect(notices).to_have_attribute("aria-live", "polite")
+    with running_hub.session() as session:
+        tell(session, f"id-{person}", "Films was stopped", "You are no longer on the team.")
+    expect(notices).to_contain_text("You are no longer on the team.", timeout=15_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    dismiss = page.get_by_role("button", name="Dismiss Films was stopped")
+    assert dismiss.bounding_box()["height"] >= 44
+    dismiss.focus()
+    page.keyboard.press("Enter")
+    expect(notices.get_by_role("button")).to_have_count(0)
+    expect(page.get_by_role("heading", level=1)).to_have_text("My instances")

@@ -18,6 +18,7 @@ from hub.configuration import Hutch
 from hub.database.engine import open_database, upgrade
 from hub.database.tables import Instance, User
 from hub.instances import conclude, create, intend, mark_deleted, record_event
+from hub.notices import tell
 from hub.portal.app import create_app
 
 PATIENCE_SECONDS = 30
@@ -390,3 +391,38 @@ def test_a_killed_hub_takes_the_portal_with_it_and_a_new_one_starts_it_anew(runn
     until(lambda: browser.get(""), "Service Unavailable")
     running_hub.restart()
     assert heading(browser.get("")) == "My instances", "nobody has to sign in again"
+
+
+# --- notices
+
+
+def notice(running_hub, person: str, subject: str = "Films was stopped", text: str = "You are <no longer> on the team.") -> None:
+    with running_hub.session() as session:
+        tell(session, f"id-{person}", subject, text)
+
+
+def test_a_notice_is_on_every_page_until_it_is_dismissed(running_hub, browser, person):
+    notice(running_hub, person)
+    for path in ("", "new"):
+        assert "Films was stopped" in (page := browser.get(path).text) and "You are &lt;no longer&gt; on the team." in page
+    (target,) = re.findall(r'action="[^"]*/(notices/\d+/seen)"', browser.get("new?filter=all").text)
+    answer = browser.submit(target, {"path": "new"})
+    assert answer.url.path.endswith("/new") and "Films was stopped" not in answer.text
+    assert "Films was stopped" not in browser.get("").text
+
+
+def test_nobody_dismisses_what_was_told_to_somebody_else(running_hub, browser, person):
+    notice(running_hub, person)
+    (target,) = re.findall(r'action="[^"]*/(notices/\d+/seen)"', browser.get("").text)
+    with running_hub.signed_in(running_hub.add_person(f"user{next(NUMBERS)}")) as other:
+        assert "Films was stopped" not in other.get("").text
+        other.submit(target)
+    assert "Films was stopped" in browser.get("").text
+
+
+@pytest.mark.parametrize("path", ["//evil.example/", "https://evil.example/", "../../evil", "/\\evil.example"])
+def test_a_dismissal_leads_back_into_the_portal_only(running_hub, browser, person, path):
+    notice(running_hub, person)
+    (target,) = re.findall(r'action="[^"]*/(notices/\d+/seen)"', browser.get("").text)
+    answer = browser.submit(target, {"path": path}, follow_redirects=False)
+    assert answer.headers["Location"].startswith("/services/portal/")
