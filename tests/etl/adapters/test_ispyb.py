@@ -14,6 +14,7 @@ from live_servers import MariaDB
 from sqlalchemy import Engine, Table, create_engine, make_url
 
 from etl.adapters.ispyb import Ispyb
+from etl.adapters.sql import Sql
 from etl.frames import Frames, SourceError
 from etl.load import run as load
 from etl.source import Source, open_source
@@ -205,9 +206,10 @@ def test_a_load_from_the_file_of_the_source_to_the_records(
     )
     report = load(engine, *open_source(tmp_path, "ispyb"))
     assert report.objections == []
-    assert report.rejections.select("record", "key", "field", "skipped").rows() == [
-        ("user", "4", "login", True),
-        ("experiment_member", "cm14451-1 4", "user_id", True),
+    # the one who cannot sign on
+    assert report.rejections.select("record", "field", "skipped").rows() == [
+        ("user", "login", True),
+        ("experiment_member", "user_id", True),
     ]
     visits = {row["id"]: (str(row["starts_at"]), str(row["ends_at"])) for row in rows("experiment")}
     # winter and summer
@@ -238,6 +240,24 @@ def test_who_leaves_a_team_is_no_member_after_the_next_run(
     finally:
         run(owner, "INSERT INTO Session_has_Person (sessionId, personId) VALUES (55168, 1)")
     assert [(row["experiment_id"], row["user_id"]) for row in rows("experiment_member") if row["ended_at"]] == [("cm14451-2", "1")]
+
+
+def test_people_of_another_source_are_found_by_their_login(
+    settings: dict[str, Any], engine: Engine, rows: Callable[[str], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    office = f"sqlite:///{tmp_path}/office.sqlite"
+    people = "SELECT 'U7' AS id, 'boaty' AS login, 'McBoatface' AS family_name UNION SELECT 'U8', 'zoe', 'Zimmer'"
+    load(engine, Source(name="office", adapter="sql"), Sql(url=office, queries={"user": people}))
+    report = load(engine, Source(name="ispyb", adapter="ispyb", users="link"), Ispyb(**settings))
+    assert report.objections == []
+    assert [row["login"] for row in rows("user")] == ["boaty", "zoe"]
+    assert [(row["experiment_id"], row["user_id"]) for row in rows("experiment_member")] == [
+        ("cm14451-1", "U7"),
+        ("cm14451-2", "U7"),
+    ]
+    # the other three, with the reason
+    left_out = report.rejections.filter(record="experiment_member")
+    assert (left_out.height, left_out["skipped"].all(), left_out["reason"].null_count()) == (3, True, 0)
 
 
 def test_a_run_that_finds_the_server_down_changes_nothing(
