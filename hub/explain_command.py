@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -40,11 +41,11 @@ def explain(
             console.print(Text(f"Ask {' or '.join(filter(None, (told.ask, hutch.contact))) or 'whoever runs Hutch'}."))
 
 
-def _run(run) -> str:  # type: ignore[no-untyped-def]
+def _run(run: Any) -> str:
     return f"run {run.id}, {run.started_at:%Y-%m-%d %H:%M} UTC" if run else "no run"
 
 
-def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(*heads, title=title, title_justify="left")
     for row in rows:
         # as text: what a source wrote must not be taken for markup

@@ -174,7 +174,7 @@ def last_loads(session: Session) -> list[EtlRun]:
 
 def facts_of(session: Session, refs: Iterable[str], wide: bool) -> tuple[Fact, ...]:
     """One for each record that there is. wide: whether they say what is in experiments, proposals and instances."""
-    found = [(one, row) for one in refs if (row := session.get(*_table_and_key(one))) is not None]
+    found = [(one, row) for one in refs if (row := session.get(*table_and_key(one))) is not None]
     return tuple(
         Fact(
             one,
@@ -191,14 +191,14 @@ def facts_of(session: Session, refs: Iterable[str], wide: bool) -> tuple[Fact, .
 def _rows(refs: Iterable[str], wide: bool) -> Iterable[Any]:
     """The rows in quarantine that would be these records; wide: what goes with them too, such as an experiment's members."""
     for one in refs:
-        table, key = _table_and_key(one)
+        table, key = table_and_key(one)
         words = " ".join(key)
         yield and_(EtlRejection.record == table.__tablename__, EtlRejection.key == words)
         if wide:
             yield EtlRejection.key.startswith(f"{words} ", autoescape=True)
 
 
-def _table_and_key(record: str) -> tuple[Any, tuple[str, ...]]:
+def table_and_key(record: str) -> tuple[Any, tuple[str, ...]]:
     table, _, key = record.partition(":")
     return _tables()[table], tuple(map(unquote, key.split("/")))
 

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
-from ..access import Person, Terms
+from ..access import Person, Task, Terms, may_run
 from ..configuration import Hutch
 from ..database.tables import Notice
 from ..errors import HutchError
@@ -67,7 +67,8 @@ class Desk:
         return await self.hub.servers(self.visitor.login, self.visitor.token)
 
     def page(self, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
-        return self.pages.render(self.request, template, status=status, notices=self.notices, **context)
+        staff = bool(may_run(self.person, Task.FACILITY_DATA))
+        return self.pages.render(self.request, template, status=status, notices=self.notices, staff=staff, **context)
 
     def fragment(self, template: str, **context: Any) -> str:
         return self.pages.fragment(self.request, template, **context)

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from urllib.parse import urlencode
 
 from jupyterhub.slugs import is_valid_display_name, normalise_unicode, safe_slug
 from starlette.datastructures import FormData, QueryParams
@@ -74,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class PlanChoice:
-    """reason: why it cannot be picked; empty when it can."""
+    """reason: why it cannot be picked; empty when it can. why: the question that the page "Why?" answers about it."""
 
     id: str
     name: str
@@ -83,6 +84,7 @@ class PlanChoice:
     expectation: str
     reason: str
     chosen: bool
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,15 @@ def _plans(
             expectation=wording.expectation(seconds.get(plan.id, ())),
             reason=decisions[plan.id].reason,
             chosen=plan.id == picked,
+            why=question(wish, plan.id),
         )
+
+
+def question(wish: Wish, plan: str) -> str:
+    """What to ask the page "Why?", as a query."""
+    if not wish.experiments:
+        return urlencode({"question": "plan launch", "key": plan})
+    return urlencode({"question": "experiment launch", "key": ",".join(wish.experiments), "plan": plan})
 
 
 def _printable(text: str) -> str:

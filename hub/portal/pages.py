@@ -124,7 +124,9 @@ async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLR
         )
 
     offer = await desk.run(offered)
-    return desk.page("new.html", status=422 if refusal else 200, offer=offer, refusal=refusal)
+    return desk.page(
+        "new.html", status=422 if refusal else 200, offer=offer, refusal=refusal, why=new_instance.question(wish, wish.plan)
+    )
 
 
 @routes.post("/notices/{notice_id}/seen")

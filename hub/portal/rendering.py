@@ -40,7 +40,9 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.filters["capitalize_first"] = _capitalize_first
-        self._environment.globals.update(base=base, facility=hutch.facility_name, contact=hutch.contact, exact=wording.exact)
+        self._environment.globals.update(
+            base=base, facility=hutch.facility_name, contact=hutch.contact, exact=wording.exact, relative=wording.relative
+        )
 
     def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         return HTMLResponse(self.fragment(request, template, **context), status_code=status)

@@ -79,7 +79,9 @@ def facility() -> list[list]:
         [
             InstanceExperiment(instance_id="i-1", experiment_id="E-1"),
             InstanceMember(instance_id="i-1", user_id="2", role="viewer", since=NOW - 9 * A_DAY),
-            EtlRejection(run_id=2, record="experiment", place="visits.csv", line=3, key="E-4", field="ends_at", reason="not a date"),
+            EtlRejection(
+                run_id=2, record="experiment", place="visits.csv", line=3, key="E-4", field="ends_at", reason="not a date"
+            ),
             EtlRejection(run_id=2, record="experiment_member", place="team.csv", line=9, key="E-4 3", reason="no experiment E-4"),
         ],
     ]
@@ -177,7 +179,9 @@ def test_staff_are_told_what_is_in_the_records_and_what_goes_with_them(session):
     assert told(session, "eve see instance:i-1", wide=True)[:2] == ("not-yours", ["instance Films of ada: yes, by hand"])
 
 
-@pytest.mark.parametrize("question", ["eve see experiment:E-1", "eve launch experiment:E-1", "eve see instance:i-1", "bob see plan:x"])
+@pytest.mark.parametrize(
+    "question", ["eve see experiment:E-1", "eve launch experiment:E-1", "eve see instance:i-1", "bob see plan:x"]
+)
 def test_a_refusal_tells_nothing_of_what_is_not_theirs(session, question):
     login, action, *objects = question.split()
     try:

@@ -1,0 +1,152 @@
+"""Facility data, for staff: how fresh each source is, what its runs did, what they left out, who is nobody, and who may be who."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, HTTPException
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy import Select, delete, func, select
+from sqlalchemy.orm import Session, joinedload
+
+from ..access import Task, may_run, ref
+from ..database.tables import (
+    EtlChange,
+    EtlRejection,
+    EtlRun,
+    Experiment,
+    ExperimentMember,
+    Identity,
+    IdentitySuggestion,
+    InstrumentScientist,
+    User,
+    UserGroup,
+    UserRole,
+)
+from ..explaining import last_loads, table_and_key
+from .desk import AtDesk, Desk
+
+RUNS_SHOWN, ORPHANS_SHOWN, PAGE_ROWS = 20, 20, 50
+# columns that say where a record comes from, not what it says
+ORIGIN = {"source", "run_id", "ended_at"}
+
+routes = APIRouter(prefix="/facility")
+
+
+@dataclass(frozen=True, slots=True)
+class Orphans:
+    count: int
+    rows: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLine:
+    """fields: (name, before the run, now) of what differs."""
+
+    record: str
+    key: str
+    what: str
+    fields: tuple[tuple[str, str, str], ...]
+
+
+def _staff(desk: Desk, task: Task = Task.FACILITY_DATA) -> None:
+    if not may_run(desk.person, task):
+        raise HTTPException(403)
+
+
+@routes.get("")
+async def overview(desk: AtDesk) -> HTMLResponse:
+    _staff(desk)
+
+    def shown(session: Session) -> dict[str, Any]:
+        people = select(User).where(User.ended_at.is_(None))
+        for table in (ExperimentMember, UserRole, UserGroup, InstrumentScientist):
+            people = people.where(~select(table).where(table.user_id == User.id, table.ended_at.is_(None)).exists())
+        team = select(ExperimentMember).where(ExperimentMember.experiment_id == Experiment.id, ExperimentMember.ended_at.is_(None))
+        visits = select(Experiment).where(Experiment.ended_at.is_(None), ~team.exists()).options(joinedload(Experiment.instrument))
+        suggestions = select(IdentitySuggestion, User).join(User).order_by(IdentitySuggestion.since).limit(PAGE_ROWS)
+        return {
+            "loads": last_loads(session),
+            "runs": session.scalars(select(EtlRun).order_by(EtlRun.id.desc()).limit(RUNS_SHOWN)).all(),
+            "experiments": _orphans(session, visits),
+            "people": _orphans(session, people),
+            "logins": _orphans(session, select(EtlRejection).where(EtlRejection.record == "user", EtlRejection.field == "login")),
+            "suggestions": session.execute(suggestions).all(),
+        }
+
+    may_confirm = bool(may_run(desk.person, Task.CONFIRM_IDENTITY))
+    return desk.page("facility.html", may_confirm=may_confirm, total=_total, **await desk.run(shown))
+
+
+def _orphans(session: Session, query: Select) -> Orphans:
+    count = session.scalar(select(func.count()).select_from(query.subquery())) or 0
+    return Orphans(count, session.scalars(query.limit(ORPHANS_SHOWN)).all())
+
+
+def _total(run: EtlRun, kind: str) -> int:
+    return sum(counts.get(kind, 0) for counts in run.counts.values())
+
+
+@routes.get("/runs/{run_id}")
+async def run(desk: AtDesk, run_id: int, page: int = 1) -> HTMLResponse:
+    """What a run did and what it left out. page: from 1, of both."""
+    _staff(desk)
+
+    def shown(session: Session) -> dict[str, Any]:
+        found = session.get(EtlRun, run_id)
+        if found is None or page < 1:
+            raise HTTPException(404)
+        changes, rejections = (select(table).where(table.run_id == run_id) for table in (EtlChange, EtlRejection))
+        most = max(session.scalar(select(func.count()).select_from(query.subquery())) or 0 for query in (changes, rejections))
+        first = {"limit": PAGE_ROWS, "offset": (page - 1) * PAGE_ROWS}
+        return {
+            "run": found,
+            "changes": [_line(session, row) for row in session.scalars(_part(changes.order_by(EtlChange.id), **first))],
+            "rejections": session.scalars(_part(rejections.order_by(EtlRejection.id), **first)).all(),
+            "pages": max(1, -(-most // PAGE_ROWS)),
+        }
+
+    return desk.page("run.html", page=page, **await desk.run(shown))
+
+
+def _part(query: Select, limit: int, offset: int) -> Select:
+    return query.limit(limit).offset(offset)
+
+
+def _line(session: Session, change: EtlChange) -> ChangeLine:
+    table, key = table_and_key(ref(change.record, *map(str, change.key.values())))
+    row = session.get(table, key)
+    pairs = {name: (_as(before, getattr(row, name, None)), getattr(row, name, None)) for name, before in change.before.items()}
+    was_over, is_over = (one is not None for one in pairs["ended_at"])
+    what = "ended" if is_over else "came back" if was_over else "changed"
+    differing = {name: pair for name, pair in pairs.items() if name not in ORIGIN and pair[0] != pair[1]}
+    fields = tuple((name, *("" if value is None else str(value) for value in pair)) for name, pair in differing.items())
+    return ChangeLine(change.record, " ".join(key), what, fields)  # type: ignore[arg-type]
+
+
+def _as(before: Any, now: Any) -> Any:
+    """What JSON made text of, as it was."""
+    moment = datetime.fromisoformat(before) if isinstance(now, datetime) and before else None
+    return before if moment is None else moment.replace(tzinfo=moment.tzinfo or UTC)
+
+
+@routes.post("/identities")
+async def confirm(
+    desk: AtDesk, issuer: Annotated[str, Form()], subject: Annotated[str, Form()], user_id: Annotated[str, Form()]
+) -> RedirectResponse:
+    _staff(desk, Task.CONFIRM_IDENTITY)
+
+    def confirmed(session: Session) -> None:
+        suggested, linked = session.get(IdentitySuggestion, (issuer, subject, user_id)), session.get(Identity, (issuer, subject))
+        if suggested is None or linked is not None:
+            raise HTTPException(404)
+        session.add(Identity(issuer=issuer, subject=subject, user_id=user_id, linked_by=desk.visitor.login))
+        same = IdentitySuggestion.issuer == issuer, IdentitySuggestion.subject == subject
+        session.execute(delete(IdentitySuggestion).where(*same))
+
+    await desk.run(confirmed)
+    desk.log("identity-confirmed", issuer=issuer, subject=subject, user=user_id)
+    return desk.go("facility#identities")
