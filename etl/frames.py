@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
@@ -51,9 +52,16 @@ class Extract:
 class Adapter(Protocol):
     """Reads one source as a whole, or raises SourceError: half a source must not look like the whole of it."""
 
-    name: str
+    name: ClassVar[str]
 
     def read(self) -> Extract: ...
+
+
+@runtime_checkable
+class Follower(Adapter, Protocol):
+    """Reads also what was changed or added since a moment; what was taken away, only a whole reading can tell."""
+
+    def read_since(self, since: datetime) -> Extract: ...
 
 
 def _beside(path: Path, info: ValidationInfo) -> Path:

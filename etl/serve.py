@@ -93,7 +93,8 @@ class Service:
 
     def due(self, at: datetime) -> Iterator[str]:
         """The sources whose last scheduled run began long enough ago, however it ended."""
-        last = select(EtlRun.source, func.max(EtlRun.started_at)).where(EtlRun.kind == RunKind.LOAD).group_by(EtlRun.source)
+        scheduled = EtlRun.kind.in_((RunKind.LOAD, RunKind.DELTA))
+        last = select(EtlRun.source, func.max(EtlRun.started_at)).where(scheduled).group_by(EtlRun.source)
         with self.engine.connect() as connection:
             began = dict(connection.execute(last).tuples().all())
         for name, (source, _) in self.sources().items():

@@ -23,7 +23,7 @@ SESSION = "0d9a3706-80d4-4d29-9ff3-4d65d4308a24"
 
 
 class System:
-    """records: what it holds, which a test may change. rows_given: how many a page has, however many are asked for."""
+    """records: what it holds, which a test may change. ended: the sessions that were ended."""
 
     names: tuple[str, ...] = ()
     folder = ""
@@ -38,7 +38,6 @@ class System:
 
 class UserOfficeSystem(System):
     folder, names = "useroffice", ("instruments", "people", "proposals", "experiments")
-    fields = {"instruments": "instruments", "proposals": "proposals", "allExperiments": "experiments"}
 
     def __call__(self, asked: Asked) -> Reply:
         if asked.headers.get("Authorization") != f"Bearer {SECRET}":
@@ -50,7 +49,7 @@ class UserOfficeSystem(System):
         if name == "basicUserDetails":
             people = {person["id"]: person for person in self.records["people"]}
             return reply({"data": {"answer": people.get(int(arguments.split(":")[1]))}})
-        rows = self.records[self.fields[name]]
+        rows = self.records[{"allExperiments": "experiments"}.get(name, name)]
         first, offset = (re.search(rf"{word}: (\d+)", arguments) for word in ("first", "offset"))
         page = rows[int(offset[1]) : int(offset[1]) + int(first[1])] if first and offset else rows
         # as its SQL counts: from the rows of the page
@@ -77,7 +76,7 @@ class IcatSystem(System):
         assert found, query
         what, entity, _, where, rest = found.groups()
         if entity == "InvestigationUser":
-            return [sum(len(each["investigationUsers"]) for each in self.records["Investigation"])]
+            return [sum(len(each["investigationUsers"] or []) for each in self.records["Investigation"])]
         rows = [row for row in self.records[entity] if self.holds(row, where)]
         if what.startswith("COUNT"):
             return [len(rows)]

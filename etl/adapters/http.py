@@ -10,7 +10,7 @@ import json
 import logging
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import httpx
 import polars as pl
@@ -37,10 +37,6 @@ class Web(Settings):
     page_size: PositiveInt = 200
 
 
-class _Busy(SourceError):
-    """Worth another attempt."""
-
-
 class Http:
     """One source. What is not a good answer is a SourceError that names the address and what came, without the secrets.
 
@@ -48,11 +44,14 @@ class Http:
     """
 
     def __init__(self, web: Web, *secrets: str, **headers: str) -> None:
-        verify = ssl.create_default_context(cafile=web.ca_file) if web.ca_file else True
+        try:
+            verify = ssl.create_default_context(cafile=web.ca_file) if web.ca_file else True
+        except OSError as error:
+            raise SourceError(f"{web.ca_file}: no certificates can be read: {error}") from error
         self.web, self.secrets = web, list(secrets)
         self.client = httpx.Client(timeout=web.timeout_seconds, verify=verify, headers=headers)
 
-    def __enter__(self) -> Http:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
@@ -72,7 +71,7 @@ class Http:
         answer = self.send(method, path, **content)
         try:
             value = json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self.fault(path, f"what came is not JSON, or not all of it: {_start(answer)}") from None
         if not isinstance(value, kind):
             raise self.fault(path, f"a {kind.__name__} was expected, {_start(answer)} came")
@@ -86,7 +85,7 @@ class Http:
             raise self.fault(path, f"no whole answer, {ATTEMPTS} times: {type(error).__name__} {error}") from None
 
     @retry(
-        retry=retry_if_exception_type((httpx.TransportError, _Busy)),
+        retry=retry_if_exception_type(httpx.TransportError),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(0.5),
         reraise=True,
@@ -98,9 +97,11 @@ class Http:
                 body += piece
                 if len(body) > MOST_BYTES:
                     raise self.fault(path, f"the answer is longer than {MOST_BYTES} bytes; set a smaller page_size")
+        came = f"answered {answer.status_code} {answer.reason_phrase}"
+        if answer.status_code in (502, 503, 504):
+            raise httpx.TransportError(came)
         if not answer.is_success:
-            fault = self.fault(path, f"answered {answer.status_code} {answer.reason_phrase}: {_start(body)}")
-            raise _Busy(*fault.args) if answer.status_code in (502, 503, 504) else fault
+            raise self.fault(path, f"{came}: {_start(body)}")
         return bytes(body)
 
     def pages(self, what: str, key: str, fetch: Callable[[list[Any]], tuple[int, Sequence[Any]]]) -> list[Any]:

@@ -40,15 +40,14 @@ class Catalogue(Web):
     def add_investigations(self, rows: Rows, investigations: Iterable[dict[str, Any]]) -> None:
         releases: dict[str, list[str]] = {}
         for each in investigations:
-            name, id, about = each["name"], f"{each['name']}/{each['visitId']}", {"title": each["title"], "doi": each.get("doi")}
+            name, title, id = each["name"], each["title"], f"{each['name']}/{each['visitId']}"
             # open when its last visit is, and not before each of them has a date
-            dates = [*releases.get(name, []), each.get("releaseDate") or ""]
-            releases[name] = dates
+            dates = releases[name] = [*releases.get(name, []), each.get("releaseDate") or ""]
             public_at = max(dates) if all(dates) else None
-            rows.add("proposal", id=name, title=each["title"], summary=each.get("summary"), public_at=public_at)
-            about |= {"starts_at": each.get("startDate"), "ends_at": each.get("endDate")}
-            about["instrument_id"] = self.add_instrument(rows, each["instrument"]) if each.get("instrument") else None
-            rows.add("experiment", id=id, proposal_id=name, **about)
+            rows.add("proposal", id=name, title=title, summary=each.get("summary"), public_at=public_at)
+            instrument_id = self.add_instrument(rows, each["instrument"]) if each.get("instrument") else None
+            about = {"doi": each.get("doi"), "starts_at": each.get("startDate"), "ends_at": each.get("endDate")}
+            rows.add("experiment", id=id, proposal_id=name, instrument_id=instrument_id, title=title, **about)
             for part in each["investigationUsers"]:
                 role = self.roles.get(part["role"].lower().replace("_", " "), MemberOf.MEMBER)
                 rows.add("experiment_member", experiment_id=id, user_id=self.add_user(rows, part["user"]), role=role)
@@ -100,12 +99,8 @@ class Icat(Catalogue):
         with self._session() as session:
             if not session.count("InvestigationUser"):
                 raise session.fault("", "there is no InvestigationUser at all, as for an account without rights")
-            names = {
-                *session.select(f"SELECT DISTINCT e.name FROM Investigation e WHERE e.modTime > {after}"),
-                *session.select(
-                    f"SELECT DISTINCT e.name FROM Investigation e JOIN e.investigationUsers u WHERE u.modTime > {after}"
-                ),
-            }
+            changed = [f"WHERE e.modTime > {after}", f"JOIN e.investigationUsers u WHERE u.modTime > {after}"]
+            names = {name for each in changed for name in session.select(f"SELECT DISTINCT e.name FROM Investigation e {each}")}
             quoted = ["'" + name.replace("'", "''") + "'" for name in sorted(names)]
             for first in range(0, len(quoted), NAMES_AT_ONCE):
                 some = f"e.name IN ({', '.join(quoted[first : first + NAMES_AT_ONCE])})"
@@ -130,9 +125,6 @@ class Icat(Catalogue):
 
 class _Session(Http):
     id = ""
-
-    def __enter__(self) -> _Session:
-        return self
 
     def select(self, query: str) -> list[Any]:
         return self.ask(list, "GET", "/entityManager", params={"sessionId": self.id, "query": query})

@@ -38,8 +38,10 @@ class SciCat(Web):
 
     def _proposals(self, http: Http) -> list[Any]:
         def fetch(so_far: list[Any]) -> tuple[int, list[Any]]:
-            limits = {"skip": len(so_far), "limit": self.page_size, "order": "proposalId:asc"}
             total = http.ask(dict, "GET", "/proposals/count")["count"]
+            # one more than are counted, because the list and the count have rights of their own
+            most = min(self.page_size, total - len(so_far)) + 1
+            limits = {"skip": len(so_far), "limit": most, "order": "proposalId:asc"}
             return total, http.ask(list, "GET", "/proposals", params={"filters": json.dumps({"where": {}, "limits": limits})})
 
         return http.pages("proposals", "proposalId", fetch)

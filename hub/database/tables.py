@@ -44,6 +44,8 @@ class MemberRole(StrEnum):
 
 class RunKind(StrEnum):
     LOAD = "load"
+    # of what changed since the run before
+    DELTA = "delta"
     PUSH = "push"
     UNDO = "undo"
 
