@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    import polars as pl
     from sqlalchemy import Engine
 
     from etl.frames import Adapter
@@ -19,14 +19,32 @@ if TYPE_CHECKING:
     from etl.source import Source
 
 ROWS_SHOWN = 50
+COUNTED = ("added", "changed", "ended", "unchanged", "rejected", "skipped")
+REJECTED = ("place", "line", "key", "field", "reason")
 
 app = typer.Typer(help="Load facility records from their sources.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The source: its file in sources_dir, without .toml.")]
 AllowRemovals = Annotated[bool, typer.Option("--allow-removals", help="Let any number of records end.")]
 
 
 @app.callback()
 def _room() -> None:
     """Load facility records from their sources."""
+
+
+# --- loading
+
+
+@app.command()
+def run(name: Name, allow_removals: AllowRemovals = False) -> None:
+    """Load a source. Either all that differs is changed, or nothing."""
+    _load(*_opened(name), dry_run=False, allow_removals=allow_removals)
+
+
+@app.command()
+def plan(name: Name, allow_removals: AllowRemovals = False) -> None:
+    """Read a source and show what a run would change; nothing is."""
+    _load(*_opened(name), dry_run=True, allow_removals=allow_removals)
 
 
 @app.command()
@@ -36,11 +54,11 @@ def load(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     allow_removals: AllowRemovals = False,
 ) -> None:
-    """Load a folder of files. Either all that differs is changed, or nothing."""
+    """Load a folder of files that has no source file. Either all that differs is changed, or nothing."""
     from etl.adapters.files import Files
-    from etl.source import Source
+    from etl.source import named
 
-    _load(Source(name=source), Files(folder=path), dry_run=dry_run, allow_removals=allow_removals)
+    _load(named(source), Files(folder=path), dry_run=dry_run, allow_removals=allow_removals)
 
 
 def _load(source: Source, adapter: Adapter, *, dry_run: bool, allow_removals: bool) -> None:
@@ -49,14 +67,110 @@ def _load(source: Source, adapter: Adapter, *, dry_run: bool, allow_removals: bo
     console = Console()
     with console.status("") as status:
         report = run(_engine(), source, adapter, dry_run=dry_run, allow_removals=allow_removals, tell=status.update)
-    console.print(counts_table(report, dry_run))
-    if report.rejections.height:
-        console.print(rejections_table(report.rejections))
+    title = "Refused" if report.objections else "Would change" if dry_run else f"Loaded (run {report.run_id})"
+    counts = ((table, *(counts[name] for name in COUNTED)) for table, counts in report.counts.items())
+    _print(console, title, ("table", *COUNTED), counts)
+    if dry_run or report.objections:
+        _print(console, "Some of it", ("table", "key", "field", "before", "after"), _examples(report))
+    _print(console, "Rejected rows", REJECTED, report.rejections.sort("skipped").select(REJECTED).iter_rows())
     if report.objections:
-        Console(stderr=True).print(
-            Text("Nothing was changed. " + "; ".join(report.objections) + ". Use --allow-removals if this is meant.", style="red")
-        )
+        hint = "; --allow-removals lets records end" if any("would end" in words for words in report.objections) else ""
+        Console(stderr=True).print(Text(f"Nothing was changed: {'; '.join(report.objections)}{hint}", style="red"))
         raise typer.Exit(1)
+
+
+def _examples(report: Report) -> Iterable[tuple[str, ...]]:
+    from etl.diff import EXAMPLES
+
+    for table, change in report.changes.items():
+        for before, after, rows in (("", "added", change.added), ("holds", "ended", change.ended)):
+            keys = rows.select(change.ended.columns).head(EXAMPLES).rows()
+            yield from ((table, ",".join(key), "", before, after) for key in keys)
+        yield from ((table, *example) for example in change.examples)
+
+
+# --- looking back
+
+
+@app.command()
+def history(
+    source: Annotated[str, typer.Argument(help="Of this source only.")] = "",
+    run: Annotated[int, typer.Option(help="Show what this run changed, and what it rejected.")] = 0,
+) -> None:
+    """List the newest runs, or show one."""
+    from sqlalchemy import select
+
+    from etl.history import differences
+    from hub.database.tables import EtlRejection, EtlRun
+
+    console = Console()
+    with _engine().connect() as connection:
+        if run:
+            changes = differences(connection, run, ROWS_SHOWN)
+            _print(console, f"Run {run}", ("table", "key", "field", "before", "now"), changes)
+            rejected = select(*(getattr(EtlRejection, name) for name in REJECTED)).where(EtlRejection.run_id == run)
+            _print(console, "Rejected rows", REJECTED, connection.execute(rejected.limit(ROWS_SHOWN)).all())
+            return
+        runs = select(EtlRun).order_by(EtlRun.id.desc()).limit(ROWS_SHOWN)
+        rows = connection.execute(runs.where(EtlRun.source == source) if source else runs).all()
+    columns = ("run", "source", "kind", "began (UTC)", "seconds", "outcome", *COUNTED[:3], *COUNTED[4:], "message")
+    _print(console, "Runs", columns, map(_run_cells, rows))
+
+
+def _run_cells(run: Any) -> tuple[Any, ...]:
+    seconds = f"{(run.finished_at - run.started_at).total_seconds():.1f}" if run.finished_at else ""
+    sums = [sum(counts.get(name, 0) for counts in run.counts.values()) for name in COUNTED if name != "unchanged"]
+    kind = f"undo of {run.undoes}" if run.undoes else run.kind
+    return (run.id, run.source, kind, f"{run.started_at:%Y-%m-%d %H:%M:%S}", seconds, run.outcome or "", *sums, run.message or "")
+
+
+@app.command()
+def undo(run: Annotated[int, typer.Argument(help="The number of the run; see `hutch etl history`.")]) -> None:
+    """Make all records what they were before a run, unless something has since been built on it."""
+    from etl.history import undo
+
+    counts = undo(_engine(), run)
+    rows = ((table, *counts.values()) for table, counts in counts.items())
+    _print(Console(), f"Undone: run {run}", ("table", "restored", "removed"), rows)
+
+
+@app.command()
+def status() -> None:
+    """Show each source: its last run, the last that was done, and when the next is due."""
+    from etl.history import states
+
+    columns = ("source", "adapter", "every (min)", "last run (UTC)", "outcome", "last done (UTC)", "quarantined", "what is wrong")
+    _print(Console(), "Sources", columns, states(_engine(), _folder()))
+
+
+@app.command()
+def link(
+    source: Annotated[str, typer.Argument(help="The source that knows the person under an id of its own.")],
+    person: Annotated[str, typer.Argument(help="That id; without it, those whom something suggests are listed.")] = "",
+    user: Annotated[str, typer.Argument(help="The user's id at the facility.")] = "",
+) -> None:
+    """Confirm that a person of a source is a user of the facility. Their memberships come with the next run."""
+    from etl.people import confirm, suggested
+
+    if person and user:
+        typer.echo(confirm(_engine(), source, person, user))
+    else:
+        _print(Console(), "Suggested", ("person", "user", "login", "name", "because it"), suggested(_engine(), source))
+
+
+# --- what all need
+
+
+def _folder() -> Path:
+    from hub import configuration
+
+    return Path(configuration.load().sources_dir)
+
+
+def _opened(name: str) -> tuple[Source, Adapter]:
+    from etl.source import open_source
+
+    return open_source(_folder(), name)
 
 
 def _engine() -> Engine:
@@ -66,27 +180,20 @@ def _engine() -> Engine:
     return open_database(configuration.load().database_url)
 
 
-def counts_table(report: Report, dry_run: bool) -> Table:
-    title = "Refused" if report.objections else "Would change" if dry_run else f"Loaded (run {report.run_id})"
-    table = Table(title=title, title_justify="left")
-    table.add_column("table")
-    for name in ("added", "changed", "ended", "unchanged", "rejected", "skipped"):
-        table.add_column(name, justify="right", style="red" if name == "rejected" else None)
-    for name, counts in report.counts.items():
-        table.add_row(name, *(str(count) for count in counts.values()))
-    return table
-
-
-def rejections_table(rejections: pl.DataFrame) -> Table:
-    rest = rejections.height - ROWS_SHOWN
-    table = Table(title="Rejected rows", title_justify="left", caption=f"and {rest} more" if rest > 0 else None)
-    columns = ("place", "line", "key", "field", "reason")
+def _print(console: Console, title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A table, unless it has no rows. Cells are text: what a source wrote must not be taken for markup."""
+    cells = [[Text("" if cell is None else str(cell)) for cell in row] for row in rows]
+    rest = len(cells) - ROWS_SHOWN
+    table = Table(title=title, title_justify="left", caption=f"and {rest} more" if rest > 0 else None)
     for name in columns:
         table.add_column(name, overflow="fold")
-    for row in rejections.select(columns).head(ROWS_SHOWN).rows():
-        # as text: what a source wrote must not be taken for markup
-        table.add_row(*(Text(str(cell)) for cell in row))
-    return table
+    for row in cells[:ROWS_SHOWN]:
+        table.add_row(*row)
+    if cells:
+        console.print(table)
+
+
+# --- pushing
 
 
 @app.command()
@@ -103,8 +210,7 @@ def token(source: Annotated[str, typer.Argument(help="The source that may be pus
     """Make a token for pushing to a source, and print it: it is kept nowhere. To take it back, delete its line in SOURCE.tokens."""
     from etl.push import new_token
     from etl.source import open_source
-    from hub import configuration
 
-    folder = Path(configuration.load().sources_dir)
+    folder = _folder()
     open_source(folder, source)
     typer.echo(new_token(folder / f"{source}.tokens"))

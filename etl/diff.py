@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import polars as pl
 
 from etl.frames import Scope
+from etl.schema import Shape
 from etl.validate import DIFFERS, ENDED, SOURCE, Ids, Sieve
+
+EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class Change:
     named: int = 0
     rejected: int = 0
     skipped: int = 0
+    # key, field, before, after of some of the changed
+    examples: list[tuple[str, str, str, str]] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,9 +60,25 @@ def compare(sieve: Sieve, rejections: pl.DataFrame, scope: Scope | None, *, whol
         live=live,
         whole=whole,
         named=sieve.read.height,
-        rejected=(~at_fault).sum(),
-        skipped=at_fault.sum(),
+        rejected=at_fault.len() - int(at_fault.sum()),
+        skipped=int(at_fault.sum()),
+        examples=list(_examples(sieve.shape, fresh.filter(known).head(EXAMPLES))),
     )
+
+
+def _examples(shape: Shape, rows: pl.DataFrame) -> Iterator[tuple[str, str, str, str]]:
+    for row in rows.iter_rows(named=True):
+        key = ",".join(row[name] for name in shape.key)
+        differing = [name for name in shape.stored if name not in shape.key and row[name] != row[f"_held_{name}"]]
+        for name in differing:
+            yield key, name, shown(row[f"_held_{name}"]), shown(row[name])
+        if row[ENDED]:
+            yield key, "", "ended", "holds again"
+
+
+def shown(value: object) -> str:
+    """As people read it; moments in UTC, whether they come from a frame, either database or JSON."""
+    return "" if value is None else str(value).replace("T", " ").removesuffix("+00:00").removesuffix(".000000")
 
 
 def ids(held: pl.DataFrame, change: Change | None, rejections: pl.DataFrame | None) -> Ids:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
@@ -52,7 +52,8 @@ class Extract:
 class Adapter(Protocol):
     """Reads one source as a whole, or raises SourceError: half a source must not look like the whole of it."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str: ...
 
     def read(self) -> Extract: ...
 
@@ -84,26 +85,3 @@ def secret(file: Path) -> str:
         return file.read_text().strip()
     except OSError as error:
         raise SourceError(f"{file}: cannot be read: {error.strerror}") from error
-
-
-# --- until all of the core works on frames
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    values: dict
-    place: str
-    line: int
-    fault: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    place: str
-    line: int
-    column: str
-    reason: str
-
-    def __str__(self) -> str:
-        where = f"{self.place}:{self.line}" + (f", {self.column}" if self.column else "")
-        return f"{where}: {self.reason}"

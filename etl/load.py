@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Connection, Engine, delete, insert, select, text
+from sqlalchemy import Connection, Engine, delete, func, insert, select, text
 
 from etl import people, store
 from etl.diff import Change, compare, ids
-from etl.frames import Adapter, Extract, SourceError
+from etl.frames import Adapter, Extract, Follower, SourceError
 from etl.guard import removals, unreadable
 from etl.schema import SHAPES, TIME
 from etl.source import Source
@@ -78,7 +78,7 @@ def run(
             return report
         try:
             tell(f"reading {source.name}")
-            extract = adapter.read()
+            extract = _read(engine, source, adapter, report)
             with engine.connect() as connection:
                 if not dry_run:
                     take_turn(connection)
@@ -122,6 +122,19 @@ def alone(engine: Engine, source: str) -> Iterator[None]:
             yield
 
 
+def _read(engine: Engine, source: Source, adapter: Adapter, report: Report) -> Extract:
+    """The whole source; or what changed since its last run, after one of the whole that is recent and was not undone."""
+    if source.full_every_hours and report.kind == RunKind.LOAD and isinstance(adapter, Follower):
+        done = select(EtlRun.kind, func.max(EtlRun.started_at)).where(EtlRun.source == source.name, EtlRun.outcome == "done")
+        with engine.connect() as connection:
+            last = dict(connection.execute(done.group_by(EtlRun.kind)).tuples().all())
+        whole, undone = last.get(RunKind.LOAD), last.get(RunKind.UNDO)
+        if whole and whole > now() - timedelta(hours=source.full_every_hours) and not (undone and undone > whole):
+            report.kind = RunKind.DELTA
+            return adapter.read_since(max(whole, last.get(RunKind.DELTA, whole)))
+    return adapter.read()
+
+
 def _known(engine: Engine, report: Report) -> bool:
     done = select(EtlRun.id, EtlRun.counts).where(
         EtlRun.source == report.source, EtlRun.batch == report.batch, EtlRun.outcome == "done"
@@ -139,9 +152,7 @@ def _compare_all(
     _check_extract(extract)
     found = people.find(connection, source, extract)
     frames, known = found.extract.frames, {}
-    others = {target for name in frames for target in SHAPES[name].references.values()} | (
-        {"instrument"} if "plan" in frames else set()
-    )
+    others = {target for name in frames for target in SHAPES[name].targets}
     # the database is read while what came before is compared
     with ThreadPoolExecutor(1) as reader:
         held = {
@@ -162,6 +173,8 @@ def _compare_all(
                 sieve.check_identities(found.known)
             sieve.check_references(known)
             sieve.check_source()
+            if name == "user":
+                found = people.signed(found, sieve.rows)
             rejections = sieve.rejections()
             change = compare(sieve, rejections, extract.scopes.get(name), whole=name not in extract.scopes)
             report.changes[name], report.counts[name] = change, change.counts

@@ -86,6 +86,11 @@ class Shape:
         keys = {key.parent.name: key.column.table.name for key in self.table.foreign_keys}
         return {column: target for column, target in keys.items() if column in self.fields}
 
+    @property
+    def targets(self) -> set[str]:
+        """The tables that it refers to, in whatever way."""
+        return {*self.references.values(), *(["instrument"] if "limits" in self.fields else [])}
+
     @cached_property
     def stored(self) -> dict[str, pl.DataType]:
         return {name: field.dtype for name, field in self.fields.items() if field.stored}

@@ -57,11 +57,21 @@ class Source(BaseModel):
     users: Literal["own", "link"] = "own"
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
     every_minutes: Annotated[float, Field(gt=0)] | None = None
+    # between two runs of the whole source only what changed, where its adapter can; None = each run is of the whole
+    full_every_hours: Annotated[float, Field(gt=0)] | None = None
     max_ended_share: Share = 0.3
     max_rejected_share: Share = 0.1
     # subjects of client certificates that may push, as `openssl x509 -noout -subject -nameopt RFC2253` prints them
     subjects: frozenset[str] = frozenset()
     events: Events | None = None
+
+
+def named(name: str) -> Source:
+    """A source without a file, on defaults. Raises SourceError."""
+    try:
+        return Source(name=name)
+    except ValidationError:
+        raise SourceError(f"{name!r} is no name of a source: a to z, digits, '-' and '_'") from None
 
 
 def find(folder: Path) -> list[str]:

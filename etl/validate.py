@@ -148,10 +148,10 @@ class Sieve:
     def check_identities(self, known: pl.DataFrame) -> None:
         """A sign-on belongs to one person. known: issuer, subject, user_id."""
         self._refuse_where("subject", pl.col("issuer").is_null() != pl.col("subject").is_null(), pl.lit("goes with an issuer"))
-        signed = self.rows.filter(pl.col("subject").is_not_null()).join(known, on=["issuer", "subject"])
-        self._refuse(
-            signed.filter(pl.col("user_id") != pl.col("id")), "subject", pl.format("is the sign-on of user '{}'", "user_id")
-        )
+        account = ["issuer", "subject"]
+        signed = self.rows.filter(pl.col("subject").is_not_null()).join(known, on=account, how="left")
+        signed = signed.with_columns(_owner=pl.coalesce("user_id", pl.col("id").first().over(account)))
+        self._refuse(signed.filter(pl.col("_owner") != pl.col("id")), "subject", pl.format("is the sign-on of user '{}'", "_owner"))
         self._drop()
 
     def check_references(self, known: Mapping[str, Ids]) -> None:
