@@ -67,9 +67,11 @@ async def overview(desk: AtDesk) -> HTMLResponse:
             people = people.where(~select(table).where(table.user_id == User.id, table.ended_at.is_(None)).exists())
         team = select(ExperimentMember).where(ExperimentMember.experiment_id == Experiment.id, ExperimentMember.ended_at.is_(None))
         visits = select(Experiment).where(Experiment.ended_at.is_(None), ~team.exists()).options(joinedload(Experiment.instrument))
+        newest = select(func.max(EtlRun.id)).group_by(EtlRun.source)
         suggestions = select(IdentitySuggestion, User).join(User).order_by(IdentitySuggestion.since).limit(PAGE_ROWS)
         return {
-            "loads": last_loads(session),
+            "loads": {run.source: run for run in last_loads(session)},
+            "newest": session.scalars(select(EtlRun).where(EtlRun.id.in_(newest)).order_by(EtlRun.source)).all(),
             "runs": session.scalars(select(EtlRun).order_by(EtlRun.id.desc()).limit(RUNS_SHOWN)).all(),
             "experiments": _orphans(session, visits),
             "people": _orphans(session, people),

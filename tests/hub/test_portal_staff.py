@@ -63,7 +63,8 @@ def test_one_is_told_why_for_oneself(running_hub, person, a_run):
     with running_hub.signed_in(person) as browser:
         answer = browser.get("why", params={"question": "experiment see", "key": f"{person}-0"})
         assert answer.status_code == 200
-        for words in ("may not", "You are not a member of experiment", f"run {a_run}", "ended by", "principal investigator"):
+        told = "No: you may not see", "You are not a member of", f"run {a_run}", "ended by", "principal investigator"
+        for words in told:
             assert words in answer.text
         left_out = browser.get("why", params={"question": "experiment see", "key": f"{person}-9"}).text
         assert "visits.csv, row" in left_out and "is &lt;not&gt; a date" in left_out
@@ -142,10 +143,23 @@ def test_the_overview_shows_sources_runs_and_loose_ends(running_hub, staff, a_ru
         session.add(Experiment(id=f"empty-{alone}", proposal_id=session.scalars(select(Proposal.id)).first(), instrument_id="ID16"))
     with running_hub.signed_in(staff) as browser:
         page = browser.get("facility").text
-    assert "office</span> last loaded" in page
+    assert re.search(r"office</span>\s+last loaded", page)
     assert f'facility/runs/{a_run}"' in page
     assert "without members" in page and f"empty-{alone}" in page
     assert alone in page
+
+
+def test_a_run_that_was_refused_says_that_nothing_was_changed(running_hub, staff):
+    with running_hub.session() as session:
+        run = EtlRun(source="refusing", adapter="files", outcome="refused", message="it would end 40 % of user")
+        run.counts = {"user": {"added": 0, "changed": 0, "ended": 4711, "unchanged": 0, "rejected": 0}}
+        session.add(run)
+        session.flush()
+        number = run.id
+    with running_hub.signed_in(staff) as browser:
+        overview, page = browser.get("facility").text, browser.get(f"facility/runs/{number}").text
+    assert re.search(r"refusing</span>\s+never loaded", overview) and "4711" not in overview
+    assert "it would end 40 % of user" in page and "Nothing was changed. It would have done this:" in page
 
 
 def test_a_run_shows_what_changed_and_what_was_not_taken_page_by_page(running_hub, staff, person, a_run):
