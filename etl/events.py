@@ -185,8 +185,9 @@ class Follower:
             log.info("following events", source=self._source.name, queue=queue.name)
             async with queue.iterator() as messages:
                 async for message in messages:
-                    outcome = await self.take(message.type or "", message.body)
-                    self._service.metrics.events.labels(self._source.name, message.type, outcome).inc()
+                    kind = message.type or ""
+                    outcome = await self.take(kind, message.body)
+                    self._service.metrics.events.labels(self._source.name, kind, outcome).inc()
                     await (message.ack() if outcome in ("done", "not ours") else message.reject())
 
     async def _queue(self, channel: AbstractChannel) -> AbstractQueue:

@@ -35,6 +35,7 @@ from hub.database.engine import DatabaseError, check_current, open_database
 from hub.database.tables import EtlRun, RunKind, now
 
 LOOK_SECONDS = 5.0
+FAREWELL_SECONDS = 10.0
 # a run that ended badly may have written a lot
 WORDS_MAILED = 4000
 
@@ -131,7 +132,8 @@ class Service:
         yield
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # a broker that is gone does not answer a farewell
+        await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
 
 
 def tls(hutch: Hutch) -> dict[str, Any]:
