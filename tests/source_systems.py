@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 from source_server import Asked, Reply, SourceServer, recorded, reply, source_server
+from tenacity import wait_none
 
+from etl.adapters.http import Http
 from etl.adapters.icat import Icat
 from etl.adapters.icatplus import IcatPlus
 from etl.adapters.scicat import SciCat
@@ -174,11 +177,13 @@ SYSTEMS: dict[str, tuple[type[System], Any, str, dict[str, Any]]] = {
 
 @contextmanager
 def running_system(name: str, folder: Path, **settings: Any) -> Iterator[Running]:
+    """There is no pause between attempts."""
     made, adapter, path, usual = SYSTEMS[name]
     file = folder / "secret"
     file.write_text(f"{SECRET}\n")
     key = "token_file" if name == "useroffice" else "password_file"
     system = made()
-    with source_server(system) as server:
+    with source_server(system) as server, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Http._send.retry, "wait", wait_none())  # type: ignore[attr-defined]
         told = {"url": server.url + path, key: file, "page_size": 2, "timeout_seconds": 5, **usual, **settings}
         yield Running(system, server, adapter.model_validate(told))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Self, TypeVar
 
 import httpx
@@ -104,18 +104,19 @@ class Http:
             raise self.fault(path, f"{came}: {_start(body)}")
         return bytes(body)
 
-    def pages(self, what: str, key: str, fetch: Callable[[list[Any]], tuple[int, Sequence[Any]]]) -> list[Any]:
-        """All rows of a collection. fetch: from the rows so far to their total, as the source now states it, and the next rows."""
-        rows: dict[str, Any] = {}
-        total = None
-        while total is None or len(rows) < total:
-            stated, page = fetch(list(rows.values()))
-            total, came = stated if total is None else total, len(rows) + len(page)
-            rows |= {row[key]: row for row in page}
-            if stated != total or came > total or len(rows) < came or (not page and came < total):
-                told = f"{total} were announced, now {stated}; {came} came, {len(rows)} different ones"
+    def pages(self, what: str, key: str, fetch: Callable[[int, Any], tuple[int, Sequence[Any]]]) -> Iterator[Any]:
+        """The rows of a collection. fetch: from how many came and the last one to their total, as it is now, and the next rows."""
+        seen: set[object] = set()
+        total = last = None
+        while total is None or len(seen) < total:
+            stated, page = fetch(len(seen), last)
+            total, came = stated if total is None else total, len(seen) + len(page)
+            seen |= {row[key] for row in page}
+            if stated != total or came > total or len(seen) < came or (not page and came < total):
+                told = f"{total} were announced, now {stated}; {came} came, {len(seen)} different ones"
                 raise self.fault("", f"{what}: {told}. They changed while they were read, or some are kept back")
-        return list(rows.values())
+            yield from page
+            last = page[-1] if page else None
 
 
 class Rows:

@@ -37,8 +37,10 @@ class Catalogue(Web):
     # of an InvestigationUser, in lower case; who has another one is a member
     roles: dict[str, MemberOf] = Field({"principal investigator": PI, "pi": PI, "local contact": MemberOf.LOCAL_CONTACT})
 
-    def add_investigations(self, rows: Rows, investigations: Iterable[dict[str, Any]]) -> None:
+    def add_investigations(self, rows: Rows, investigations: Iterable[dict[str, Any]]) -> int:
+        """Returns how many parts their people have."""
         releases: dict[str, list[str]] = {}
+        parts = 0
         for each in investigations:
             name, title, id = each["name"], each["title"], f"{each['name']}/{each['visitId']}"
             # open when its last visit is, and not before each of them has a date
@@ -48,9 +50,11 @@ class Catalogue(Web):
             instrument_id = self.add_instrument(rows, each["instrument"]) if each.get("instrument") else None
             about = {"doi": each.get("doi"), "starts_at": each.get("startDate"), "ends_at": each.get("endDate")}
             rows.add("experiment", id=id, proposal_id=name, instrument_id=instrument_id, title=title, **about)
+            parts += len(each["investigationUsers"])
             for part in each["investigationUsers"]:
                 role = self.roles.get(part["role"].lower().replace("_", " "), MemberOf.MEMBER)
                 rows.add("experiment_member", experiment_id=id, user_id=self.add_user(rows, part["user"]), role=role)
+        return parts
 
     def add_instrument(self, rows: Rows, instrument: dict[str, Any]) -> str:
         name = instrument["name"]
@@ -86,11 +90,9 @@ class Icat(Catalogue):
                 user_id = self.add_user(rows, each["user"])
                 rows.add("instrument_scientist", instrument_id=each["instrument"]["name"], user_id=user_id)
             parts = session.count("InvestigationUser")
-            investigations = session.all("Investigation", INVESTIGATION)
-            came = sum(len(each["investigationUsers"]) for each in investigations)
+            came = self.add_investigations(rows, map(_with_instrument, session.all("Investigation", INVESTIGATION)))
             if came < parts:
                 raise session.fault("", f"{came} InvestigationUsers came with their investigations, {parts} are there")
-            self.add_investigations(rows, map(_with_instrument, investigations))
         return rows.extract("user", "instrument", "proposal", "experiment", "experiment_member")
 
     def read_since(self, since: datetime) -> Extract:
@@ -132,13 +134,13 @@ class _Session(Http):
     def count(self, entity: str, where: str = "e.id > 0") -> int:
         return self.select(f"SELECT COUNT(e) FROM {entity} e WHERE {where}")[0]
 
-    def all(self, entity: str, include: str = "", where: str = "e.id > 0") -> list[Any]:
+    def all(self, entity: str, include: str = "", where: str = "e.id > 0") -> Iterator[Any]:
         """In the order of ids and each page from the last id on, so that what is added meanwhile moves nothing."""
         total = self.count(entity, where)
 
-        def fetch(so_far: list[Any]) -> tuple[int, list[Any]]:
-            last, most = so_far[-1]["id"] if so_far else 0, max(1, min(self.web.page_size, total - len(so_far)))
-            page = self.select(f"SELECT e FROM {entity} e WHERE {where} AND e.id > {last} ORDER BY e.id {include} LIMIT 0,{most}")
+        def fetch(done: int, last: Any) -> tuple[int, list[Any]]:
+            after, most = last["id"] if last else 0, max(1, min(self.web.page_size, total - done))
+            page = self.select(f"SELECT e FROM {entity} e WHERE {where} AND e.id > {after} ORDER BY e.id {include} LIMIT 0,{most}")
             return total, [row[entity] for row in page]
 
         return self.pages(entity, "id", fetch)

@@ -43,10 +43,10 @@ class IcatPlus(Catalogue):
         for instrument in catalogue.catalogue_instruments_get():
             self.add_instrument(rows, instrument.to_dict())
 
-        def fetch(so_far: list[Any]) -> tuple[int, list[Any]]:
-            limit, skip = str(self.page_size), str(len(so_far))
+        def fetch(done: int, _: Any) -> tuple[int, list[Any]]:
+            limit, skip = str(self.page_size), str(done)
             found = [each.to_dict() for each in catalogue.catalogue_session_id_investigation_get(session, limit=limit, skip=skip)]
-            return (found[0]["meta"]["page"]["total"] if found else len(so_far)), found
+            return (found[0]["meta"]["page"]["total"] if found else done), found
 
         self.add_investigations(rows, http.pages("investigations", "id", fetch))
         for each in map(Instrumentscientist.to_dict, people.catalogue_session_id_instrumentscientist_get(session)):

@@ -6,6 +6,7 @@ Without a login, or with one that has lapsed, it answers with what is public: of
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from etl.adapters.http import Http, Rows, Web
@@ -36,12 +37,12 @@ class SciCat(Web):
             http.ask(dict, "GET", "/users/my/self")["username"]
         return rows.extract("user", "instrument", "proposal", "experiment", "experiment_member")
 
-    def _proposals(self, http: Http) -> list[Any]:
-        def fetch(so_far: list[Any]) -> tuple[int, list[Any]]:
+    def _proposals(self, http: Http) -> Iterator[Any]:
+        def fetch(done: int, _: Any) -> tuple[int, list[Any]]:
             total = http.ask(dict, "GET", "/proposals/count")["count"]
             # one more than are counted, because the list and the count have rights of their own
-            most = min(self.page_size, total - len(so_far)) + 1
-            limits = {"skip": len(so_far), "limit": most, "order": "proposalId:asc"}
+            most = min(self.page_size, total - done) + 1
+            limits = {"skip": done, "limit": most, "order": "proposalId:asc"}
             return total, http.ask(list, "GET", "/proposals", params={"filters": json.dumps({"where": {}, "limits": limits})})
 
         return http.pages("proposals", "proposalId", fetch)

@@ -51,7 +51,7 @@ class UserOffice(Web):
                 for person in [self._ask(http, MANAGER % instrument["managerUserId"]), *instrument["scientists"]]:
                     rows.add("instrument_scientist", instrument_id=instrument["id"], user_id=self.add_person(rows, person))
             proposals = {each["proposalId"]: each for each in self._all(http, PROPOSALS, "proposalId")}
-            experiments = self._all(http, EXPERIMENTS % (self.first_day, self.last_day), "experimentId")
+            experiments = list(self._all(http, EXPERIMENTS % (self.first_day, self.last_day), "experimentId"))
             if self.visits and not any(experiment["visit"] for experiment in experiments):
                 raise http.fault("", "no experiment has a visit: the token lacks the right to visits, or set visits = false")
             for experiment in experiments:
@@ -62,9 +62,9 @@ class UserOffice(Web):
                     self._add_experiment(rows, experiment, proposal)
         return rows.extract("user", "instrument", "proposal", "experiment", "experiment_member")
 
-    def _all(self, http: Http, query: str, key: str) -> list[Any]:
-        def fetch(so_far: list[Any]) -> tuple[int, list[Any]]:
-            page = f"first: {self.page_size}, offset: {len(so_far)}"
+    def _all(self, http: Http, query: str, key: str) -> Iterator[Any]:
+        def fetch(done: int, _: Any) -> tuple[int, list[Any]]:
+            page = f"first: {self.page_size}, offset: {done}"
             answer = self._ask(http, query % page if "%s" in query else query)
             return answer["totalCount"], answer["rows"]
 

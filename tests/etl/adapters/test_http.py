@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running_hub import REPOSITORY
 from source_server import Reply, recorded
 from source_systems import SECRET, SESSION, SYSTEMS, Running, running_system
 from sqlalchemy import Engine
-from tenacity import wait_none
 
-from etl.adapters.http import ATTEMPTS, Http
+from etl.adapters.http import ATTEMPTS, Web
 from etl.frames import SourceError
 from etl.load import run
-from etl.source import Source
+from etl.source import Source, open_source
 from hub.database.engine import sessions
 from hub.database.tables import Identity, User
 
@@ -44,12 +44,6 @@ FAULTS = {
     "no rows": (Reply(b"[]"), None),
     "an object of nothing": (Reply(b"{}"), None),
 }
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pause before another attempt."""
-    monkeypatch.setattr(Http._send.retry, "wait", wait_none())  # type: ignore[attr-defined]
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -113,6 +107,14 @@ def test_an_answer_without_end_is_not_swallowed(running: Running, monkeypatch: p
         running.adapter.read()
 
 
+def test_no_secret_is_in_a_log(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    running.adapter.read()
+    assert caplog.records
+    told = caplog.text + "".join(str(record.__dict__) for record in caplog.records)
+    assert not [secret for secret in (SECRET, SESSION, SESSIONS[0]) if secret in told]
+
+
 def test_nothing_at_all_is_an_account_without_rights(running: Running) -> None:
     for name, records in running.system.records.items():
         if isinstance(records, list) and name != "people":
@@ -121,9 +123,8 @@ def test_nothing_at_all_is_an_account_without_rights(running: Running) -> None:
         running.told(visits=False).read() if running.adapter.name == "useroffice" else running.adapter.read()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
 def test_a_run_of_a_broken_source_removes_nobody(
-    running: Running, fault: str, engine: Engine, everything: Callable[[], dict[str, Any]], rows: Callable[[str], list[Any]]
+    running: Running, engine: Engine, everything: Callable[[], dict[str, Any]], rows: Callable[[str], list[Any]]
 ) -> None:
     users = "link" if running.adapter.name == "scicat" else "own"
     source = Source(name="web", adapter=running.adapter.name, users=users, max_ended_share=1, max_rejected_share=1)
@@ -132,10 +133,27 @@ def test_a_run_of_a_broken_source_removes_nobody(
     run(engine, source, running.adapter)
     assert rows("experiment_member")
     before = everything()
-    running.server.fail(MIDDLE[running.adapter.name], FAULTS[fault][0])
-    with pytest.raises(SourceError):
-        run(engine, source, running.adapter, allow_removals=True)
+    for given, _ in FAULTS.values():
+        running.server.faults[:] = [(MIDDLE[running.adapter.name], given, 1000)]
+        with pytest.raises(SourceError):
+            run(engine, source, running.adapter, allow_removals=True)
     assert everything() == before
+    assert [row["outcome"] for row in rows("etl_run")] == ["done", *["failed"] * len(FAULTS)]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_example_in_its_page_is_one(name: str, tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "sources" / f"{name}.md").read_text(encoding="utf-8")
+    (tmp_path / f"{name}.toml").write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    source, adapter = open_source(tmp_path, name)
+    assert (source.adapter, adapter.name) == (name, name)
+    told = {key for key in type(adapter).model_fields if key not in Web.model_fields} - {"username"}  # type: ignore[attr-defined]
+    assert [key for key in told if key not in page] == []
+
+
+def test_a_certificate_file_that_is_none_is_named(running: Running, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"secret: no certificates can be read"):
+        running.told(ca_file=tmp_path / "secret").read()
 
 
 def confirm_people(engine: Engine) -> None:
