@@ -1,0 +1,72 @@
+"""Which user of the facility somebody is, of whom an OpenID provider says who they are to it.
+
+An account at a provider is known by issuer and subject (OpenID Connect Core 5.7), and nothing else of it is stable. What first
+led to a user is pinned to the account as an Identity; an e-mail address leads nowhere, and is only a suggestion to staff.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from .database.engine import take_turn
+from .database.tables import Identity, IdentitySuggestion, User
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Somebody at a provider. login and orcid are what this provider is trusted with; empty = nothing said, or not believed."""
+
+    issuer: str
+    subject: str
+    login: str = ""
+    orcid: str = ""
+    email: str = ""
+
+
+class Found(NamedTuple):
+    """The facility's login of an account; empty when it is not known, and then whether staff have been given a suggestion."""
+
+    login: str = ""
+    suggested: bool = False
+
+
+def pinned_login(session: Session, issuer: str, subject: str) -> str:
+    """Whose account this is; empty when nobody's."""
+    query = select(User.login).join(Identity, Identity.user_id == User.id)
+    return session.scalar(query.where(Identity.issuer == issuer, Identity.subject == subject)) or ""
+
+
+def recognise(session: Session, account: Account) -> Found:
+    """Finds the account's user, and pins a first match: by login, else by ORCID. Begins a transaction of its own."""
+    take_turn(session)
+    if login := pinned_login(session, account.issuer, account.subject):
+        return Found(login)
+    evidence = [
+        ("login", account.login, User.login == account.login),
+        ("orcid", account.orcid, User.orcid == account.orcid),
+        ("e-mail address", account.email, func.lower(User.email) == account.email.lower()),
+    ]
+    for kind, claimed, condition in evidence:
+        people = session.scalars(select(User).where(condition, User.ended_at.is_(None))).all() if claimed else []
+        if not people:
+            continue
+        others = select(Identity).where(Identity.issuer == account.issuer, Identity.user_id.in_([user.id for user in people]))
+        taken = session.scalars(others).first() is not None
+        if kind != "e-mail address" and len(people) == 1 and not taken:
+            session.add(Identity(issuer=account.issuer, subject=account.subject, user_id=people[0].id, linked_by=kind))
+            return Found(people[0].login)
+        reason = f"has the same {kind}" + (", but another account at this provider is already linked" if taken else "")
+        for user in people:
+            _suggest(session, account, user, reason)
+        return Found(suggested=True)
+    return Found()
+
+
+def _suggest(session: Session, account: Account, user: User, reason: str) -> None:
+    if session.get(IdentitySuggestion, (account.issuer, account.subject, user.id)) is None:
+        row = IdentitySuggestion(issuer=account.issuer, subject=account.subject, user_id=user.id, reason=reason)
+        session.add(row)
