@@ -19,10 +19,11 @@ from sqlalchemy.orm import Session
 from .database.tables import EtlRun, ExperimentMember, Instance, InstanceExperiment, User, now
 from .facility import Facility
 from .records import groups_of
-from .revoking import send_away
 
 PAGE = 200
 LOOK_SECONDS = 1.0
+# between two users, for everybody else's requests: one takes several turns of the event loop
+BREATH_SECONDS = 0.01
 
 
 def runs_done(session: Session) -> int:
@@ -70,8 +71,9 @@ class GroupSync:
             known = await self._facility.ask(partial(groups_of, logins=names, at=now()))
             for user_id, (name, held) in page.items():
                 if held != known.get(name, set()):
-                    await asyncio.sleep(0)
-                    self._sync(user_id, held, known.get(name, set()))
+                    await asyncio.sleep(BREATH_SECONDS)
+                    if orm_user := self._app.db.get(orm.User, user_id):
+                        self._app.users[orm_user].sync_groups(sorted(known.get(name, set())))
             last = max(page)
 
     def _page(self, last: int) -> dict[int, tuple[str, set[str]]]:
@@ -88,22 +90,13 @@ class GroupSync:
             page.setdefault(user_id, (name, set()))[1].update([group] if group else [])
         return page
 
-    def _sync(self, user_id: int, held: set[str], wanted: set[str]) -> None:
-        orm_user = self._app.db.get(orm.User, user_id)
-        if orm_user is None:
-            return
-        user = self._app.users[orm_user]
-        user.sync_groups(sorted(wanted))
-        # what was shared with a group is no longer theirs
-        shared = select(orm.Spawner).join(orm.Share, orm.Share.spawner_id == orm.Spawner.id).join(orm.Group, orm.Share.group)
-        for spawner in self._app.db.scalars(shared.where(orm.Group.name.in_(held - wanted))).unique():
-            send_away(self._app.users[spawner.user].spawners[spawner.name], [user.name])
-
     async def _make_users(self) -> None:
         """JupyterHub shares only with users that it has, so whoever could be shared with becomes one before they sign on."""
         wanted = await self._facility.ask(teams_with_instances)
-        for name in sorted(wanted - set(self._app.db.scalars(select(orm.User.name)))):
-            await asyncio.sleep(0)
+        for name in sorted(wanted - set(self._app.db.scalars(select(orm.User.name).where(orm.User.name.in_(wanted))))):
+            await asyncio.sleep(BREATH_SECONDS)
+            if orm.User.find(self._app.db, name):
+                continue  # signed on meanwhile
             user = orm.User(name=name)
             self._app.db.add(user)
             assign_default_roles(self._app.db, entity=user)

@@ -2,6 +2,9 @@
 
 JupyterHub only takes the permission away. The notebook would believe the old one for five minutes, and for ever where a connection
 is open, so its agent is told (`spawner.agent_client`). JupyterHub API: `/shares/...`, `/users/{name}/shared/...`.
+
+Shares with groups are left out, because nobody gets in by them: JupyterHub 6.1 does not count them for tokens, and whoever comes to
+a notebook comes with one (jupyterhub.scopes.get_scopes_for).
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from inspect import isawaitable
 from typing import Any
 
 from jupyterhub import orm
-from jupyterhub.apihandlers.shares import GroupShareAPIHandler, ServerShareAPIHandler, UserShareAPIHandler, _ShareAPIHandler
+from jupyterhub.apihandlers.shares import ServerShareAPIHandler, UserShareAPIHandler, _ShareAPIHandler
 
 from spawner.agent_client import AgentError
 
@@ -63,23 +66,18 @@ class _Revoking(_ShareAPIHandler):
 
     def _guests(self, spawner: orm.Spawner | None) -> set[str]:
         shares = self.db.query(orm.Share).filter_by(spawner_id=spawner.id) if spawner else ()
-        return {user.name for share in shares for user in ([share.user] if share.user else share.group.users)}
+        return {share.user.name for share in shares if share.user}
 
 
 class ServerShares(_Revoking, ServerShareAPIHandler):
-    """All that is shared of a server."""
+    """All that is shared of a server, or some of it."""
 
 
 class UserShare(_Revoking, UserShareAPIHandler):
-    """One user's part."""
-
-
-class GroupShare(_Revoking, GroupShareAPIHandler):
-    """One group's part."""
+    """What is shared with one user."""
 
 
 HANDLERS = [
     (r"/api/shares/([^/]+)/([^/]*)", ServerShares),
     (r"/api/users/([^/]+)/shared/([^/]+)/([^/]*)", UserShare),
-    (r"/api/groups/([^/]+)/shared/([^/]+)/([^/]*)", GroupShare),
 ]

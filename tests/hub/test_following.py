@@ -197,6 +197,18 @@ def test_too_much_at_once_waits_until_an_operator_allows_it(hub):
     assert not (hub.state / ALLOW_FILE).exists()
 
 
+def test_a_share_with_a_group_lets_nobody_in(hub):
+    """Were it otherwise, hub.revoking would have to look at groups too."""
+    visitor, guest = hub.visitor(), hub.visitor()
+    hub.launched(visitor)
+    scope, group = f"access:servers!server={visitor.login}/films", f"proposal-{guest.experiment.removesuffix('-1')}"
+    until(lambda: group in hub.api("GET", f"users/{guest.login}").json()["groups"], "the guest is in the group")
+    hub.api("POST", f"shares/{visitor.login}/films", json={"group": group}).raise_for_status()
+    assert scope not in hub.api("GET", "user", guest.token).json()["scopes"]
+    hub.api("POST", f"shares/{visitor.login}/films", json={"user": guest.login}).raise_for_status()
+    assert scope in hub.api("GET", "user", guest.token).json()["scopes"]
+
+
 def test_a_guest_who_is_off_the_team_loses_the_share_and_both_are_told(hub):
     visitor, guest = hub.visitor(), hub.visitor()
     instance = hub.launched(visitor)
