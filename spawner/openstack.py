@@ -222,8 +222,9 @@ class OpenStackSpawner(Spawner):
             await self._replace(server)
         elif status in WAKE:
             self.log.info("%s: waking server %s from %s", self._log_name, server["id"], status)
-            self._acted_at = time.monotonic()
             await self._persist(self.around.cloud.act(server["id"], WAKE[status]))
+            # a listing that began before the answer may still say that it is off
+            self._acted_at = time.monotonic()
         else:
             self.log.info("%s: adopting server %s (%s)", self._log_name, server["id"], status)
 
