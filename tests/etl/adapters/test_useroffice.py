@@ -101,6 +101,11 @@ def the_last_page_again(office: Running) -> None:
     office.server.fail("asc, first: 2, offset: 2", reply({"data": {"answer": rows}}))
 
 
+def another_number(office: Running) -> None:
+    rows = {"totalCount": 6, "rows": office.system.records["experiments"][2:4]}
+    office.server.fail("asc, first: 2, offset: 2", reply({"data": {"answer": rows}}))
+
+
 def no_more(office: Running) -> None:
     office.server.fail("asc, first: 2, offset: 4", reply({"data": {"answer": {"totalCount": 5, "rows": []}}}))
 
@@ -124,6 +129,7 @@ HALVES = {
     "a list is null": (lambda office: office.system.records.update(proposals=None), "no whole answer"),
     "errors beside data": (with_errors, "INSUFFICIENT_PERMISSIONS"),
     "the number changes": (moving, "3 were announced, now 4"),
+    "a page tells another number": (another_number, "5 were announced, now 6"),
     "fewer come": (no_more, "5 were announced"),
     "a page comes twice": (the_last_page_again, "different ones"),
     "visits are not told": (no_visit_at_all, "no experiment has a visit"),
