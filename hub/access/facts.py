@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
 
 UNLIMITED = -1
 ADMIN = "admin"
@@ -14,7 +13,10 @@ ADMIN = "admin"
 
 def ref(table: str, *key: str) -> str:
     """The name of a record, 'table:key'; the parts of a longer key are divided by '/', and quoted as in addresses."""
-    return f"{table}:{'/'.join(quote(part, safe=' ') for part in key)}"
+    plain = "/".join(key)
+    if "%" in plain or plain.count("/") >= len(key):
+        plain = "/".join(part.replace("%", "%25").replace("/", "%2F") for part in key)
+    return f"{table}:{plain}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from .facts import ADMIN, UNLIMITED, Decision, Limit, Person, PlanOffer, Quota, Terms, Usage, Visit, ref
 
@@ -54,30 +55,39 @@ def may_pick(person: Person, plan: PlanOffer, visits: Sequence[Visit], terms: Te
         if (grounds := _grounds(limit, person, visits, terms.at)) is not None:
             return Decision(True, "plan-limit", records=records + grounds)
     ways = [_in_words(limit, plan.instruments) for limit in plan.limits]
-    missed = {record for limit in plan.limits for wanted, _ in _wanted(limit, person) for record in wanted}
+    missed = [
+        _record(table, person, name) for limit in plan.limits for named, _, table in HELD for name in getattr(limit, named) or ()
+    ]
     return Decision(False, "plan-limited", f"{plan.name} is only {', or '.join(ways)}.", (*records, *sorted(missed)))
 
 
-def _wanted(limit: Limit, person: Person) -> list[tuple[set[str], set[str]]]:
-    """For each condition that it names: the records by which it would hold, and those of them that the person has."""
-    conditions = (
-        (limit.instruments, person.scientist_of, lambda name: ref("instrument_scientist", name, person.id)),
-        (limit.roles, person.roles, lambda name: ref("user_role", person.id, name)),
-        (limit.groups, person.groups, lambda name: ref("user_group", person.id, name)),
-    )
-    return [
-        (set(map(record, wanted)), set(map(record, wanted & held))) for wanted, held, record in conditions if wanted is not None
-    ]
+# what a limit names, what of a person it asks for, and the table that says so
+HELD = (
+    ("instruments", "scientist_of", "instrument_scientist"),
+    ("roles", "roles", "user_role"),
+    ("groups", "groups", "user_group"),
+)
+
+
+def _record(table: str, person: Person, name: str) -> str:
+    return ref(table, name, person.id) if table == "instrument_scientist" else ref(table, person.id, name)
 
 
 def _grounds(limit: Limit, person: Person, visits: Sequence[Visit], at: datetime) -> tuple[str, ...] | None:
     """The records by which all that the limit names holds; None when something does not."""
     if limit.unknown or (limit.since and at < limit.since) or (limit.until and limit.until <= at):
         return None
-    found = [held for _, held in _wanted(limit, person)]
-    if limit.instruments is not None:
-        found[0] |= {ref("experiment", visit.id) for visit in visits if visit.instrument_id in limit.instruments}
-    return tuple(record for held in found for record in sorted(held)) if all(found) else None
+    found: list[str] = []
+    for named, held, table in HELD:
+        if (wanted := getattr(limit, named)) is None:
+            continue
+        grounds = [_record(table, person, name) for name in sorted(wanted & getattr(person, held))]
+        if named == "instruments":
+            grounds += [ref("experiment", visit.id) for visit in visits if visit.instrument_id in wanted]
+        if not grounds:
+            return None
+        found += grounds
+    return tuple(found)
 
 
 def _in_words(limit: Limit, instruments: Mapping[str, str]) -> str:
@@ -90,8 +100,15 @@ def _in_words(limit: Limit, instruments: Mapping[str, str]) -> str:
         words.append(f"for {_listed(limit.roles)}")
     if limit.groups is not None:
         words.append(f"for the group {_listed(limit.groups)}")
-    dates = [f"{word} {at:%-d %B %Y, %H:%M} UTC" for word, at in (("from", limit.since), ("until", limit.until)) if at]
-    return " ".join([" and ".join(words) or "offered", *dates])
+    told = " and ".join(words) or "offered"
+    if limit.since:
+        told += f" from {_day(limit.since)}"
+    return f"{told} until {_day(limit.until)}" if limit.until else told
+
+
+@lru_cache(1000)
+def _day(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%-d %B %Y, %H:%M} UTC"
 
 
 # --- quota

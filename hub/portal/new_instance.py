@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from urllib.parse import urlencode
+from urllib.parse import quote
 
 from jupyterhub.slugs import is_valid_display_name, normalise_unicode, safe_slug
 from starlette.datastructures import FormData, QueryParams
@@ -171,7 +171,7 @@ def free_server_name(title: str, taken: Iterable[str]) -> str:
 def _groups(visits: Sequence[Visit], wish: Wish, at: datetime) -> Iterable[Group]:
     """Those that were chosen stay in sight, whatever is searched for."""
     words = wish.search.casefold().split()
-    found = [visit for visit in visits if visit.id in wish.experiments or _matches(visit, words)]
+    found = [visit for visit in visits if not words or visit.id in wish.experiments or _matches(visit, words)]
     for when, title in GROUPS.items():
         here = [visit for visit in found if visit.when(at) == when]
         if when == "coming":
@@ -211,15 +211,15 @@ def _plans(
             expectation=wording.expectation(seconds.get(plan.id, ())),
             reason=decisions[plan.id].reason,
             chosen=plan.id == picked,
-            why=question(wish, plan.id),
+            why="" if decisions[plan.id] else question(wish, plan.id),
         )
 
 
 def question(wish: Wish, plan: str) -> str:
     """What to ask the page "Why?", as a query."""
     if not wish.experiments:
-        return urlencode({"question": "plan launch", "key": plan})
-    return urlencode({"question": "experiment launch", "key": ",".join(wish.experiments), "plan": plan})
+        return f"question=plan+launch&key={quote(plan)}"
+    return f"question=experiment+launch&key={quote(','.join(wish.experiments))}&plan={quote(plan)}"
 
 
 def _printable(text: str) -> str:

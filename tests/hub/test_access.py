@@ -260,7 +260,7 @@ def test_an_allowed_launch_names_all_that_it_rests_on():
 
 
 def test_parts_of_a_key_are_told_apart():
-    assert ref("user_role", "a/b", "c d:e") == "user_role:a%2Fb/c d%3Ae"
+    assert ref("user_role", "a/b", "c%d") == "user_role:a%2Fb/c%25d" != ref("user_role", "a", "b/c%d")
 
 
 # --- whatever the records are
