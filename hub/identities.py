@@ -7,7 +7,6 @@ led to a user is pinned to the account as an Identity; an e-mail address leads n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -27,24 +26,20 @@ class Account:
     email: str = ""
 
 
-class Found(NamedTuple):
-    """The facility's login of an account; empty when it is not known, and then whether staff have been given a suggestion."""
-
-    login: str = ""
-    suggested: bool = False
-
-
 def pinned_login(session: Session, issuer: str, subject: str) -> str:
     """Whose account this is; empty when nobody's."""
     query = select(User.login).join(Identity, Identity.user_id == User.id)
     return session.scalar(query.where(Identity.issuer == issuer, Identity.subject == subject)) or ""
 
 
-def recognise(session: Session, account: Account) -> Found:
-    """Finds the account's user, and pins a first match: by login, else by ORCID. Begins a transaction of its own."""
+def recognise(session: Session, account: Account) -> tuple[str, bool]:
+    """(the user's login, or "", whether staff have a suggestion). Pins a first match: by login, else by ORCID.
+
+    To be called in a transaction of its own.
+    """
     take_turn(session)
     if login := pinned_login(session, account.issuer, account.subject):
-        return Found(login)
+        return login, False
     evidence = [
         ("login", account.login, User.login == account.login),
         ("orcid", account.orcid, User.orcid == account.orcid),
@@ -58,15 +53,11 @@ def recognise(session: Session, account: Account) -> Found:
         taken = session.scalars(others).first() is not None
         if kind != "e-mail address" and len(people) == 1 and not taken:
             session.add(Identity(issuer=account.issuer, subject=account.subject, user_id=people[0].id, linked_by=kind))
-            return Found(people[0].login)
+            return people[0].login, False
         reason = f"has the same {kind}" + (", but another account at this provider is already linked" if taken else "")
         for user in people:
-            _suggest(session, account, user, reason)
-        return Found(suggested=True)
-    return Found()
-
-
-def _suggest(session: Session, account: Account, user: User, reason: str) -> None:
-    if session.get(IdentitySuggestion, (account.issuer, account.subject, user.id)) is None:
-        row = IdentitySuggestion(issuer=account.issuer, subject=account.subject, user_id=user.id, reason=reason)
-        session.add(row)
+            if session.get(IdentitySuggestion, (account.issuer, account.subject, user.id)) is None:
+                row = IdentitySuggestion(issuer=account.issuer, subject=account.subject, user_id=user.id, reason=reason)
+                session.add(row)
+        return "", True
+    return "", False

@@ -19,20 +19,14 @@ from typing import Any
 from jupyterhub.crypto import CryptKeeper
 from jupyterhub.handlers import BaseHandler
 from jupyterhub.orm import new_token
-from oauthenticator.oauth2 import (
-    OAuthCallbackHandler,
-    OAuthLoginHandler,
-    OAuthLogoutHandler,
-    _deserialize_state,
-    _serialize_state,
-)
+from oauthenticator import oauth2
 from tornado import web
 from tornado.httputil import url_concat
 from traitlets import Bool, Dict
 
 from .authenticator import FacilityUsers
 from .errors import HutchError
-from .identities import Account, Found, pinned_login, recognise
+from .identities import Account, pinned_login, recognise
 from .keys import fernet_key
 from .oidc import OpenIDProvider, ProviderError
 
@@ -67,7 +61,7 @@ class _SignOnPage(BaseHandler):
             raise web.HTTPError(503, f"{words}{', or sign in another way' * (len(self.authenticator.by_name) > 1)}.") from error
 
 
-class BeginHandler(_SignOnPage, OAuthLoginHandler):
+class BeginHandler(_SignOnPage, oauth2.OAuthLoginHandler):
     """Sends the browser to a provider."""
 
     async def get(self, name: str) -> None:
@@ -77,27 +71,21 @@ class BeginHandler(_SignOnPage, OAuthLoginHandler):
         verifier, challenge = self._generate_pkce_params()
         state = self._generate_state_id()
         kept = {"state_id": state, "next_url": self._get_next_url(), "code_verifier": verifier, "provider": name}
-        self.set_state_cookie(_serialize_state(kept))
-        asked = {
-            **provider.extra_authorize_params,
-            "response_type": "code",
-            "client_id": provider.client_id,
-            "redirect_uri": provider.oauth_callback_url,
-            "scope": " ".join(provider.scope),
-            "state": state,
-            "nonce": nonce_of(verifier),
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-        }
+        self.set_state_cookie(oauth2._serialize_state(kept))
+        asked = dict(
+            provider.extra_authorize_params, response_type="code", client_id=provider.client_id, scope=" ".join(provider.scope)
+        )
+        asked |= {"redirect_uri": provider.oauth_callback_url, "state": state, "nonce": nonce_of(verifier)}
+        asked |= {"code_challenge": challenge, "code_challenge_method": "S256"}
         self.redirect(url_concat(provider.authorize_url, asked))
 
 
-class CallbackHandler(_SignOnPage, OAuthCallbackHandler):
+class CallbackHandler(_SignOnPage, oauth2.OAuthCallbackHandler):
     """The browser comes back from a provider."""
 
     async def get(self, name: str) -> None:
         provider = self.provider(name)
-        kept = _deserialize_state(self.get_state_cookie()) if self.get_state_cookie() else {}
+        kept = oauth2._deserialize_state(self.get_state_cookie()) if self.get_state_cookie() else {}
         if kept.get("provider") != name or kept["state_id"] != self.get_argument("state", ""):
             raise web.HTTPError(400, BEGIN_AGAIN)
         # RFC 9207: which provider answers
@@ -114,7 +102,7 @@ class CallbackHandler(_SignOnPage, OAuthCallbackHandler):
         self.redirect(self.get_next_url(user))
 
 
-class SignOutHandler(OAuthLogoutHandler):
+class SignOutHandler(oauth2.OAuthLogoutHandler):
     """Ends the hub's session first, whatever becomes of the provider's."""
 
     async def default_handle_logout(self) -> None:
@@ -160,17 +148,8 @@ class FacilityAuthenticator(FacilityUsers):
         help="""
         Offer these OpenID providers on the sign-on page, in this order: {name: {setting: value}}.
 
-        The name is part of the addresses that a provider must know (see docs/sign-on.md). Example::
-
-            c.FacilityAuthenticator.providers = {
-                "facility": {
-                    "login_service": "Example Facility",
-                    "issuer": "https://sso.facility.example/realms/users",
-                    "client_id": "hutch",
-                    "client_secret_file": "facility.secret",
-                    "claims": {"login": "preferred_username"},
-                },
-            }
+        The settings are those of OpenIDProvider. The name is part of the addresses that a provider must know of the hub. An
+        example is in docs/sign-on.md.
         """
     ).tag(config=True)
 
@@ -208,19 +187,21 @@ class FacilityAuthenticator(FacilityUsers):
         if not isinstance(account, Account):
             raise web.HTTPError(400, "Please choose how to sign in.")
         login = await self.facility.ask(lambda session: pinned_login(session, account.issuer, account.subject))
-        found = Found(login) if login else await self.facility.ask(lambda session: recognise(session, account))
-        if not found.login:
-            self.log.warning("%s of %s is nobody here (suggested: %s)", account.subject, account.issuer, found.suggested)
-            raise web.HTTPError(403, self._stranger(data["provider"].login_service, found.suggested))
-        return await self.known(found.login) | {"auth_state": data["session"]}
+        suggested = False
+        if not login:
+            login, suggested = await self.facility.ask(lambda session: recognise(session, account))
+        if not login:
+            self.log.warning("%s of %s is nobody here (suggested to staff: %s)", account.subject, account.issuer, suggested)
+            raise web.HTTPError(403, self._stranger(data["provider"].login_service, suggested))
+        return await self.known(login) | {"auth_state": data["session"]}
 
     def _stranger(self, service: str, suggested: bool) -> str:
         if not suggested:
-            return self.unknown(f"Your account at {service}")
+            return self.unknown(f"Your account ({service})")
         return (
-            f"Your account at {service} is not linked to you yet. Its details look like those of somebody whom the user office of "
-            f"{self.facility.hutch.facility_name} knows, but they are no proof. It is noted for the staff, who can link it."
-            f"{self.whom_to_ask}"
+            f"Your account ({service}) is not linked to you yet. Its login or e-mail address is that of somebody whom the user "
+            f"office of {self.facility.hutch.facility_name} knows, which is no proof that it is you. It is noted for the staff, "
+            f"and you can sign in with it once they have confirmed it.{self.whom_to_ask}"
         )
 
     async def refresh_user(self, user: Any, handler: Any = None) -> bool | dict[str, Any]:

@@ -223,7 +223,7 @@ def test_an_address_alone_is_a_suggestion_that_staff_confirm(place, page):
     subject = place.account("proxy", email="pia.person@institute.example", email_verified=True)
     begin(place, page, "proxy", subject)
     text = refused(page)
-    assert "It is noted for the staff, who can link it." in text and CONTACT in text
+    assert "It is noted for the staff" in text and CONTACT in text
     assert place.suggestions(subject) == {login: "has the same e-mail address"} and place.identities(login) == set()
     place.link("proxy", subject, login)
     page.get_by_role("link", name="Sign in", exact=True).click()
@@ -241,7 +241,7 @@ def test_an_address_that_the_provider_has_not_verified_is_not_even_that(place, p
 def test_whom_the_facility_does_not_know_reads_whom_to_ask(place, page):
     begin(place, page, "facility", place.account("facility", preferred_username="nobody"))
     text = refused(page)
-    assert "Your account at Example Facility is not known to the user office of Example Facility." in text and CONTACT in text
+    assert "Your account (Example Facility) is not known to the user office of Example Facility." in text and CONTACT in text
 
 
 def test_who_has_left_is_not_signed_in_again(place, page, context):
