@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyterhub.crypto import CryptKeeper
-from jupyterhub.handlers import BaseHandler
+from jupyterhub.handlers import BaseHandler, LogoutHandler
 from jupyterhub.orm import new_token
 from oauthenticator import oauth2
 from tornado import web
@@ -102,7 +102,7 @@ class CallbackHandler(_SignOnPage, oauth2.OAuthCallbackHandler):
         self.redirect(self.get_next_url(user))
 
 
-class SignOutHandler(oauth2.OAuthLogoutHandler):
+class SignOutHandler(LogoutHandler):
     """Ends the hub's session first, whatever becomes of the provider's."""
 
     async def default_handle_logout(self) -> None:
@@ -115,8 +115,10 @@ class SignOutHandler(oauth2.OAuthLogoutHandler):
 
     async def render_logout_page(self) -> None:
         back = f"{self.authenticator.hub_address}login"
-        there = await self._provider.end_session_url(back) if self._provider else ""
-        self.redirect(there or back)
+        if there := await self._provider.end_session_url(back) if self._provider else "":
+            self.redirect(there)
+        else:
+            await super().render_logout_page()
 
 
 class BackChannelLogoutHandler(_SignOnPage):
