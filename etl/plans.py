@@ -25,10 +25,10 @@ class Limit(BaseModel):
 
 
 Days = Annotated[float, Field(gt=0, le=3650)]
-# of a role, or "" for everybody
+# of a role or a group, or "" for everybody
 MODELS: dict[str, TypeAdapter[Any]] = {
     "Limits": TypeAdapter(list[Limit]),
-    "Lifetimes": TypeAdapter(dict[FacilityRole | Annotated[str, StringConstraints(max_length=0)], Days]),
+    "Lifetimes": TypeAdapter(dict[Annotated[str, StringConstraints(strip_whitespace=True, max_length=250)], Days]),
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -29,27 +27,11 @@ from ..database.tables import (
 from ..explaining import last_loads, table_and_key
 from .desk import AtDesk, Desk
 
-RUNS_SHOWN, ORPHANS_SHOWN, PAGE_ROWS = 20, 20, 50
+ROWS, PAGE_ROWS = 20, 50
 # columns that say where a record comes from, not what it says
 ORIGIN = {"source", "run_id", "ended_at"}
 
 routes = APIRouter(prefix="/facility")
-
-
-@dataclass(frozen=True, slots=True)
-class Orphans:
-    count: int
-    rows: Sequence[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeLine:
-    """fields: (name, before the run, now) of what differs."""
-
-    record: str
-    key: str
-    what: str
-    fields: tuple[tuple[str, str, str], ...]
 
 
 def _staff(desk: Desk, task: Task = Task.FACILITY_DATA) -> None:
@@ -72,7 +54,7 @@ async def overview(desk: AtDesk) -> HTMLResponse:
         return {
             "loads": {run.source: run for run in last_loads(session)},
             "newest": session.scalars(select(EtlRun).where(EtlRun.id.in_(newest)).order_by(EtlRun.source)).all(),
-            "runs": session.scalars(select(EtlRun).order_by(EtlRun.id.desc()).limit(RUNS_SHOWN)).all(),
+            "runs": session.scalars(select(EtlRun).order_by(EtlRun.id.desc()).limit(ROWS)).all(),
             "experiments": _orphans(session, visits),
             "people": _orphans(session, people),
             "logins": _orphans(session, select(EtlRejection).where(EtlRejection.record == "user", EtlRejection.field == "login")),
@@ -83,9 +65,12 @@ async def overview(desk: AtDesk) -> HTMLResponse:
     return desk.page("facility.html", may_confirm=may_confirm, total=_total, **await desk.run(shown))
 
 
-def _orphans(session: Session, query: Select) -> Orphans:
-    count = session.scalar(select(func.count()).select_from(query.subquery())) or 0
-    return Orphans(count, session.scalars(query.limit(ORPHANS_SHOWN)).all())
+def _count(session: Session, query: Select) -> int:
+    return session.scalar(select(func.count()).select_from(query.subquery())) or 0
+
+
+def _orphans(session: Session, query: Select) -> dict[str, Any]:
+    return {"count": _count(session, query), "rows": session.scalars(query.limit(ROWS)).all()}
 
 
 def _total(run: EtlRun, kind: str) -> int:
@@ -101,32 +86,30 @@ async def run(desk: AtDesk, run_id: int, page: int = 1) -> HTMLResponse:
         found = session.get(EtlRun, run_id)
         if found is None or page < 1:
             raise HTTPException(404)
-        changes, rejections = (select(table).where(table.run_id == run_id) for table in (EtlChange, EtlRejection))
-        most = max(session.scalar(select(func.count()).select_from(query.subquery())) or 0 for query in (changes, rejections))
-        first = {"limit": PAGE_ROWS, "offset": (page - 1) * PAGE_ROWS}
+        changes = select(EtlChange).where(EtlChange.run_id == run_id)
+        rejections = select(EtlRejection).where(EtlRejection.run_id == run_id)
+        most, first = max(_count(session, changes), _count(session, rejections)), (page - 1) * PAGE_ROWS
+        changed = session.scalars(changes.order_by(EtlChange.id).limit(PAGE_ROWS).offset(first))
         return {
             "run": found,
-            "changes": [_line(session, row) for row in session.scalars(_part(changes.order_by(EtlChange.id), **first))],
-            "rejections": session.scalars(_part(rejections.order_by(EtlRejection.id), **first)).all(),
+            "changes": [_line(session, row) for row in changed],
+            "rejections": session.scalars(rejections.order_by(EtlRejection.id).limit(PAGE_ROWS).offset(first)).all(),
             "pages": max(1, -(-most // PAGE_ROWS)),
         }
 
     return desk.page("run.html", page=page, **await desk.run(shown))
 
 
-def _part(query: Select, limit: int, offset: int) -> Select:
-    return query.limit(limit).offset(offset)
-
-
-def _line(session: Session, change: EtlChange) -> ChangeLine:
+def _line(session: Session, change: EtlChange) -> dict[str, Any]:
+    """What became of a record, and of each field that differs: its name, before the run, now."""
     table, key = table_and_key(ref(change.record, *map(str, change.key.values())))
     row = session.get(table, key)
     pairs = {name: (_as(before, getattr(row, name, None)), getattr(row, name, None)) for name, before in change.before.items()}
     was_over, is_over = (one is not None for one in pairs["ended_at"])
     what = "ended" if is_over else "came back" if was_over else "changed"
     differing = {name: pair for name, pair in pairs.items() if name not in ORIGIN and pair[0] != pair[1]}
-    fields = tuple((name, *("" if value is None else str(value) for value in pair)) for name, pair in differing.items())
-    return ChangeLine(change.record, " ".join(key), what, fields)  # type: ignore[arg-type]
+    fields = [(name, *("" if value is None else str(value) for value in pair)) for name, pair in differing.items()]
+    return {"record": change.record, "key": " ".join(key), "what": what, "fields": fields}
 
 
 def _as(before: Any, now: Any) -> Any:

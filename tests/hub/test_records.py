@@ -138,6 +138,16 @@ def test_what_was_withdrawn_is_not_offered(session):
     assert [visit.gone for visit in records.experiments_named(session, ["P1-1"], "1")] == [True]
 
 
+def test_what_is_named_beside_ones_own_comes_with_its_embargo(session):
+    session.add(Experiment(**EXPERIMENT | {"id": "P2-1", "proposal_id": "P2"}))
+    session.add(ExperimentMember(experiment_id="P1-1", user_id="1"))
+    session.get_one(Proposal, "P2").public_at = NOW
+    session.flush()
+    visits = records.experiments_of(session, "1", ["P2-1", "none", "P1-1"])
+    found = {visit.id: (dict(visit.roles), visit.public_at) for visit in visits}
+    assert len(visits) == 2 and found == {"P1-1": ({"1": "member"}, None), "P2-1": ({}, NOW)}
+
+
 def test_groups_are_proposals_roles_and_instruments(session):
     session.add_all([Experiment(**EXPERIMENT | {"id": "P2-1", "proposal_id": "P2"})])
     session.flush()
