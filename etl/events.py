@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
-from aio_pika.exceptions import AMQPError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from sqlalchemy import Engine, and_, func, select
 from sqlalchemy.orm import Session
@@ -170,7 +170,7 @@ class Follower:
         while True:
             try:
                 await self._consume()
-            except (AMQPError, OSError, SourceError) as error:
+            except (AMQPError, ChannelInvalidStateError, OSError, SourceError) as error:
                 log.warning("events wait", source=self._source.name, reason=repr(error))
             await asyncio.sleep(CONNECT_AGAIN_SECONDS)
 

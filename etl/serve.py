@@ -7,6 +7,7 @@ crashes, this one goes on and reports it. Its transaction and its lock fall with
 from __future__ import annotations
 
 import asyncio
+import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -75,22 +76,23 @@ class Service:
             if self.hutch.admin_mail:
                 await mail.send(self.hutch, self.hutch.admin_mail, f"Hutch: {subject}", trouble or "What was wrong is over.")
             self._told[what] = trouble
-        except mail.MailError as error:
+        except (mail.MailError, OSError) as error:
             log.warning("mail was not sent", reason=str(error))
 
     # --- what is due
 
     async def run_what_is_due(self) -> None:
         at_work: dict[str, asyncio.Task[None]] = {}
-        while True:
-            try:
-                for name in await asyncio.to_thread(lambda: list(self.due(now()))):
-                    if name not in at_work or at_work[name].done():
-                        self._began[name] = now()
-                        at_work[name] = asyncio.create_task(self._run_apart(name))
-            except DatabaseError as error:
-                log.warning("cannot see what is due", reason=str(error))
-            await asyncio.sleep(LOOK_SECONDS)
+        async with asyncio.TaskGroup() as runs:
+            while True:
+                try:
+                    for name in await asyncio.to_thread(lambda: list(self.due(now()))):
+                        if name not in at_work or at_work[name].done():
+                            self._began[name] = now()
+                            at_work[name] = runs.create_task(self._run_apart(name))
+                except DatabaseError as error:
+                    log.warning("cannot see what is due", reason=str(error))
+                await asyncio.sleep(LOOK_SECONDS)
 
     def due(self, at: datetime) -> Iterator[str]:
         """The sources whose last scheduled run began long enough ago, however it ended."""
@@ -121,6 +123,7 @@ class Service:
         finally:
             if process.returncode is None:
                 process.terminate()
+                await process.wait()
         said = words.decode(errors="replace").strip()[-WORDS_MAILED:]
         await self.tell(name, (said or f"the run ended with status {process.returncode}") if process.returncode else "")
 
@@ -129,11 +132,20 @@ class Service:
         app.state.service = self
         followers = [Follower(self, *opened).follow() for opened in self.sources().values() if opened[0].events]
         tasks = [asyncio.create_task(work) for work in (self.run_what_is_due(), *followers)]
+        for task in tasks:
+            task.add_done_callback(_end_with)
         yield
         for task in tasks:
             task.cancel()
         # a broker that is gone does not answer a farewell
         await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
+
+
+def _end_with(task: asyncio.Task[None]) -> None:
+    """Rather no service, which is seen and started again, than one without a part."""
+    if not task.cancelled():
+        log.critical("ended by a fault", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 def tls(hutch: Hutch) -> dict[str, Any]:
@@ -158,7 +170,7 @@ def serve(hutch: Hutch) -> None:
     for kind in (SourceError, DatabaseError):
         app.add_exception_handler(kind, say)
     app.include_router(routes)
-    uvicorn.run(
+    settings = uvicorn.Config(
         app,
         host=where.hostname or "127.0.0.1",
         port=where.port or 9581,
@@ -167,6 +179,11 @@ def serve(hutch: Hutch) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=30,
+        timeout_graceful_shutdown=10,
         **certificates,
     )
+    try:
+        settings.load()
+    except OSError as error:
+        raise ConfigurationError(f"etl_certificate or etl_client_ca cannot be used: {error}") from error
+    uvicorn.Server(settings).run()

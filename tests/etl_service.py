@@ -89,21 +89,27 @@ class EtlService:
         }
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self) -> Iterator[None]:
         with self.log.open("ab") as log:
-            process = subprocess.Popen(self._command("etl", "serve"), env=self._environment(), stdout=log, stderr=log)
+            self.process = process = subprocess.Popen(
+                self._command("etl", "serve"), env=self._environment(), stdout=log, stderr=log
+            )
         try:
             until(lambda: process.poll() is not None or self._answers(), "it answers")
             assert process.poll() is None, self.log.read_text()
-            yield process
+            yield
         finally:
             process.terminate()
             process.wait(30)
 
     def _answers(self) -> bool:
         with suppress(httpx.TransportError):
-            return self.client().get("/health").status_code == 200
+            return self.get("/health").status_code == 200
         return False
+
+    def get(self, path: str) -> httpx.Response:
+        with self.client() as client:
+            return client.get(path)
 
     def _command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "hutch", "--config", str(self.folder / "jupyterhub_config.py"), *words]

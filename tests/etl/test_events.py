@@ -218,8 +218,8 @@ class Facility:
         return False
 
     @asynccontextmanager
-    async def following(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(Follower(self.service, self.source, self.adapter).follow())
+    async def following(self, kind: type[Follower] = Follower) -> AsyncIterator[None]:
+        task = asyncio.create_task(kind(self.service, self.source, self.adapter).follow())
         yield
         task.cancel()
         await asyncio.wait([task])
@@ -350,6 +350,27 @@ async def test_a_broken_connection_is_made_again_and_nothing_is_lost(followed, l
         await followed.publish("PROPOSAL_UPDATED", snapshot(members=(4 + cut,)))
         await eventually(lambda member=str(4 + cut): member in followed.members("E2"), "it is taken after the cut")
     assert followed.members("E2") == {"1", "3", "6"}
+
+
+@pytest.mark.parametrize("users", ["own"], indirect=True)
+async def test_a_connection_lost_between_commit_and_acknowledgement_brings_the_message_again(facility, line):
+    times = []
+
+    class Cut(Follower):
+        async def take(self, kind: str, body: bytes) -> str:
+            outcome = await super().take(kind, body)
+            times.append(kind)
+            if len(times) == 1:
+                line.cut()
+                await eventually(lambda: facility.waiting(facility.queue), "the broker has it again")
+            return outcome
+
+    async with facility.following(Cut):
+        await eventually(facility.is_consumed, "it consumes")
+        await facility.publish("PROPOSAL_UPDATED", snapshot(members=(5,)))
+        await eventually(lambda: len(times) == 2, "it comes again")
+        await eventually(lambda: facility.taken("PROPOSAL_UPDATED", "done") == 2, "and is taken")
+    assert facility.members("E2") == {"1", "3", "5"}
 
 
 @pytest.mark.parametrize("users", ["own"], indirect=True)

@@ -196,7 +196,7 @@ def test_what_is_no_batch_is_refused_with_its_place(office, service, change, sai
 
 
 def test_the_schema_is_that_of_the_tables(service):
-    schema = service.client().get("/v1/schema").json()
+    schema = service.get("/v1/schema").json()
     row = schema["properties"]["tables"]["properties"]["experiment"]["items"]
     assert row["required"] == ["id", "proposal_id", "instrument_id"]
     assert row["properties"]["starts_at"]["type"] == ["string", "null"]
