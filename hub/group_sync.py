@@ -14,13 +14,13 @@ from jupyterhub import orm
 from jupyterhub.metrics import TOTAL_USERS
 from jupyterhub.roles import assign_default_roles
 from sqlalchemy import exists, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from .database.tables import EtlRun, ExperimentMember, Instance, InstanceExperiment, User, now
 from .facility import Facility
 from .records import groups_of
 
-PAGE = 200
+PAGE = 50
 LOOK_SECONDS = 1.0
 # between two users, for everybody else's requests: one takes several turns of the event loop
 BREATH_SECONDS = 0.01
@@ -69,12 +69,19 @@ class GroupSync:
         while page := self._page(last):
             names = [name for name, _ in page.values()]
             known = await self._facility.ask(partial(groups_of, logins=names, at=now()))
-            for user_id, (name, held) in page.items():
-                if held != known.get(name, set()):
-                    await asyncio.sleep(BREATH_SECONDS)
-                    if orm_user := self._app.db.get(orm.User, user_id):
-                        self._app.users[orm_user].sync_groups(sorted(known.get(name, set())))
+            wanted = {number: known.get(name, set()) for number, (name, held) in page.items() if held != known.get(name, set())}
+            if wanted:
+                await self._write(wanted)
             last = max(page)
+
+    async def _write(self, wanted: dict[int, set[str]]) -> None:
+        # loaded together and held on to: each for itself would cost the event loop twice as much
+        people = select(orm.User).where(orm.User.id.in_(wanted)).options(selectinload(orm.User.groups))
+        groups = select(orm.Group).where(orm.Group.name.in_(set().union(*wanted.values())))
+        loaded = [self._app.db.scalars(query).all() for query in (people, groups)]
+        for user in loaded[0]:
+            await asyncio.sleep(BREATH_SECONDS)
+            self._app.users[user].sync_groups(sorted(wanted[user.id]))
 
     def _page(self, last: int) -> dict[int, tuple[str, set[str]]]:
         """The next users of JupyterHub: {id: (name, groups)}."""
