@@ -19,7 +19,7 @@ from traitlets.config import Config
 from spawner.cloud import Cloud, CloudError
 from spawner.openstack import OpenStackSpawner
 
-from .. import configuration, mail, notices, service
+from .. import configuration, mail, notices, personal_data, service
 from ..database.tables import now
 from ..facility import Facility
 from ..group_sync import LOOK_SECONDS
@@ -27,6 +27,7 @@ from .following import Following
 from .tasks import Launched, Pauses, expire, finish_stops, meant_to_run, purge
 
 log = structlog.get_logger()
+DAY_SECONDS = 86_400.0
 
 
 def cloud_of(config: Config) -> Cloud:
@@ -88,6 +89,11 @@ class Steward:
                 if isinstance(error, mail.NotSentError):
                     await self.facility.ask(partial(notices.unclaim, notice_id=notice.id))
 
+    async def prune(self) -> None:
+        """Deletes what has been kept for as long as docs/personal-data.md says."""
+        if deleted := await self.facility.ask(lambda session: personal_data.prune(session, now())):
+            log.info("deleted what was kept long enough", rows=deleted)
+
     async def repeat(self, task: Callable[[], Awaitable[None]], every_seconds: float) -> None:
         """Each task for itself, so that one that takes long holds up no other."""
         while True:
@@ -126,6 +132,7 @@ async def serve() -> None:
         tasks = (steward.expire, steward.purge, steward.finish_stops, steward.readopt, steward.mail)
         await asyncio.gather(
             *(steward.repeat(task, every) for task in tasks),
+            steward.repeat(steward.prune, DAY_SECONDS),
             steward.repeat(Following(facility, hub).follow_runs, min(every, LOOK_SECONDS)),
         )
 

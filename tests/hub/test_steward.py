@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 from facility_hub import FacilityHub, Visitor
 from running_hub import until
+from sqlalchemy import select
 
 from hub import instances
-from hub.database.tables import Instance, IntentKind, Outcome, now
+from hub.configuration import Hutch
+from hub.database.tables import Instance, IntentKind, Notice, Outcome, now
+from hub.facility import Facility
+from hub.steward.__main__ import Steward
 from hub.steward.tasks import LONGEST_PAUSE, Pauses
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -204,3 +208,16 @@ def test_an_instance_that_the_rules_refuse_meanwhile_is_not_taken_back_but_stopp
     # by the rules of a launch, or because the steward saw it first
     assert stop.actor == "steward" and ("not a member" in stop.reason or "no longer on the team" in stop.reason)
     assert hub.servers(visitor)[0]["status"] == "SHUTOFF"
+
+
+async def test_what_was_kept_long_enough_goes(hub):
+    visitor = hub.visitor()
+    with hub.session() as session:
+        session.add_all(
+            Notice(user_id=visitor.id, subject=subject, text="-", at=now() - timedelta(days=days), mailed_at=now())
+            for subject, days in (("old", 100), ("young", 10))
+        )
+    facility = Facility(Hutch(database_url=hub.engine.url.render_as_string(hide_password=False)))
+    await Steward(facility, cloud=None, hub=None).prune()
+    with hub.session() as session:
+        assert session.scalars(select(Notice.subject).where(Notice.user_id == visitor.id)).all() == ["young"]
