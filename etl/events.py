@@ -17,7 +17,7 @@ import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AliasPath, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Engine, and_, func, select
 from sqlalchemy.orm import Session
 from yarl import URL
@@ -46,31 +46,17 @@ class _Told(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
 
-class Institution(_Told):
-    id: str
-    name: str
-
-
-class Country(_Told):
-    country: str | None = None
-
-
 class Person(_Told):
-    id: str
-    firstName: str
-    lastName: str
-    email: str | None
-    oidcSub: str | None
-    institution: Institution | None = None
-    country: Country | None = None
+    """With the names that UserOffice's API has for the same."""
 
-    def as_queried(self) -> dict[str, str | None]:
-        """As UserOffice's API has it."""
-        nowhere = {"institutionId": None, "institution": None}
-        names = {"id": self.id, "firstname": self.firstName, "lastname": self.lastName}
-        place = {"institutionId": self.institution.id, "institution": self.institution.name} if self.institution else {}
-        country = self.country.country if self.country else None
-        return {**nowhere, **place, **names, "email": self.email, "oidc_sub": self.oidcSub, "country": country}
+    id: str
+    firstname: str = Field(alias="firstName")
+    lastname: str = Field(alias="lastName")
+    email: str | None
+    oidc_sub: str | None = Field(alias="oidcSub")
+    institutionId: str | None = Field(None, validation_alias=AliasPath("institution", "id"))
+    institution: str | None = Field(None, validation_alias=AliasPath("institution", "name"))
+    country: str | None = Field(None, validation_alias=AliasPath("country", "country"))
 
 
 class Proposal(_Told):
@@ -134,9 +120,9 @@ def replaced(office: UserOffice, told: Proposal, visit: Visit | None, comes: boo
     rows = Rows("event")
     rows.add("proposal", id=told.shortCode, title=told.title, summary=told.abstract)
     for person in (told.proposer, *told.members, *told.dataAccessUsers, *told.visitors):
-        office.add_person(rows, person.as_queried())
+        office.add_person(rows, person.model_dump())
     approved = {person.id for person in told.visitors}
-    visitor = {person.id for person in told.visitors if visit and person.oidcSub == visit.visitorId}
+    visitor = {person.id for person in told.visitors if visit and person.oidc_sub == visit.visitorId}
     for experiment in experiments:
         visitors = approved & experiment.members.keys()
         if visit and experiment.overlaps(visit):

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Engine, or_, select
 
 from etl.frames import Extract, Scope
 from etl.push import Row, extract_of
 from hub.database.tables import Experiment, Instrument, MemberOf, User
+
+# what a body may leave out of a person
+KEPT = {"login", "given_name", "family_name", "email", "affiliation_id"}
 
 
 class _Body(BaseModel):
@@ -28,25 +31,15 @@ class _Body(BaseModel):
         return self
 
 
-class Laboratory(_Body):
-    laboratoryExtPk: str | None = None
-    name: str
-    city: str | None = None
-    country: str | None = None
-
-    @property
-    def id(self) -> str:
-        return self.laboratoryExtPk or self.name
-
-
 class Person(_Body):
     one_of = ("login", "externalId")
     login: str | None = None
     externalId: str | None = None
-    givenName: str | None = None
-    familyName: str | None = None
-    emailAddress: str | None = None
-    laboratory: Laboratory | None = None
+    given_name: str | None = Field(None, alias="givenName")
+    family_name: str | None = Field(None, alias="familyName")
+    email: str | None = Field(None, alias="emailAddress")
+    affiliation_id: str | None = Field(None, validation_alias=AliasPath("laboratory", "laboratoryExtPk"))
+    laboratory: dict[str, Any] | None = None
     session_options: dict[str, Any] = {}
 
     @property
@@ -100,7 +93,7 @@ class Held:
 
 
 def held(engine: Engine, source: str, body: Sync) -> Held:
-    fields = (User.id, User.login, User.given_name, User.family_name, User.email, User.orcid, User.affiliation_id)
+    fields = (getattr(User, name) for name in ("id", "orcid", *KEPT))
     named = or_(User.login.in_({one.login for one in body.persons}), User.id.in_({one.externalId for one in body.persons}))
     with engine.connect() as connection:
         of_proposal = select(Experiment.id).where(Experiment.source == source, Experiment.proposal_id == body.proposal.id)
@@ -120,13 +113,12 @@ def to_extract(body: Sync, held: Held) -> Extract:
     def key(person: Person) -> str:
         return str(ids.get(person.login) or person.externalId or person.login)
 
-    laboratories = {one.laboratory.id: one.laboratory for one in body.persons if one.laboratory}
+    laboratories = {one.affiliation_id: one.laboratory or {} for one in body.persons if one.affiliation_id}
     users: dict[str, Row] = {}
     for one in body.persons:
-        said = {"login": one.login, "given_name": one.givenName, "family_name": one.familyName, "email": one.emailAddress}
-        said["affiliation_id"] = one.laboratory.id if one.laboratory else None
         row = users.setdefault(key(one), dict(held.users.get(key(one), {})))
-        row |= {name: value for name, value in said.items() if value}
+        row |= one.model_dump(include=KEPT, exclude_none=True)
+
     leader, *others = body.proposal.persons
     experiments, members = [], []
     for session in body.sessions:
@@ -140,7 +132,8 @@ def to_extract(body: Sync, held: Held) -> Extract:
     return extract_of(
         {
             "affiliation": [
-                {"id": lab.id, "name": lab.name, "town": lab.city, "country": lab.country} for lab in laboratories.values()
+                {"id": one, "name": lab.get("name"), "town": lab.get("city"), "country": lab.get("country")}
+                for one, lab in laboratories.items()
             ],
             "user": [{**row, "id": key} for key, row in users.items()],
             "instrument": [{"id": name, "name": name} for name in beamlines],
