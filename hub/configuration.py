@@ -240,9 +240,23 @@ class Hutch(Configurable):
         """,
     ).tag(config=True)
 
-    mail_from = Unicode("hutch@localhost", help='Send mail from this address. Default: "hutch@localhost".').tag(config=True)
+    mail_from = Unicode(
+        "hutch@localhost",
+        help="""
+        Send mail from this address.
 
-    admin_mail = Unicode("", help="Send mail for those who run Hutch to this address. Default: none.").tag(config=True)
+        Default: "hutch@localhost".
+        """,
+    ).tag(config=True)
+
+    admin_mail = Unicode(
+        "",
+        help="""
+        Send mail for those who run Hutch, such as of refused runs, to this address.
+
+        Default: empty, and no such mail is sent.
+        """,
+    ).tag(config=True)
 
     @validate("smtp_url")
     def _known_scheme(self, proposal: dict) -> str:

@@ -64,7 +64,7 @@ def test_the_file_is_found_by_variable_or_in_the_working_folder(written, tmp_pat
         pytest.param(b"\0", "jupyterhub_config.py.*null byte", id="null-byte"),
         pytest.param("c.Hutch = 3", "jupyterhub_config.py:1: ValueError: .*Hutch", id="not-a-section"),
         pytest.param("c.Hutch.contct = 'x'", "no setting 'contct'; did you mean contact", id="misspelt"),
-        pytest.param("c.Hutch.zzz = 'x'", "no setting 'zzz'; known are contact, database_url", id="unknown"),
+        pytest.param("c.Hutch.zzz = 'x'", "no setting 'zzz'; known are admin_mail, contact, database_url", id="unknown"),
         pytest.param("c.Hutch.zzz.append(1)", "no setting 'zzz'", id="unknown-appended"),
         pytest.param("c.Hutch.default_quota = 'two'", "'default_quota' .* expected an int, not the str 'two'", id="type"),
         pytest.param("c.Hutch.portal_port = 99999", "'portal_port' .* not be greater than 65535", id="too-large"),
