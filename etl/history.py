@@ -56,7 +56,7 @@ def _restore(connection: Connection, run: dict[str, Any]) -> dict[str, dict[str,
         before = _before(connection, run_id, table.name)
         store.merge(connection, SHAPES[table.name], before)
         removed = connection.execute(delete(table).where(table.c.run_id == run_id)).rowcount
-        counts[table.name] = {"restored": before.height, "removed": removed}
+        counts[table.name] = {"changed": before.height, "ended": removed}
     if not counts:
         raise UndoError(f"run {run_id} changed nothing")
     row = {"source": run["source"], "adapter": run["adapter"], "kind": RunKind.UNDO, "undoes": run_id, "outcome": "done"}
@@ -69,9 +69,7 @@ def _check_untouched(connection: Connection, run_id: int, table: Table, told: di
     there = connection.execute(select(func.count()).select_from(table).where(table.c.run_id == run_id)).scalar_one()
     expected = told["added"] + told["changed"] + told["ended"]
     if there != expected:
-        raise UndoError(
-            f"{table.name}: {expected - there} of {expected} records of run {run_id} have changed since, or it is undone"
-        )
+        raise UndoError(f"{table.name}: {expected - there} of the {expected} records of run {run_id} have changed since")
     ours = select(func.count()).where(EtlChange.run_id == run_id, EtlChange.record == table.name)
     if connection.scalar(ours) != told["changed"] + told["ended"]:
         raise UndoError(f"{table.name}: what was before run {run_id} is no longer kept")

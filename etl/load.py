@@ -151,7 +151,8 @@ def _compare_all(
 ) -> people.Found:
     _check_extract(extract)
     found = people.find(connection, source, extract)
-    frames, known = found.extract.frames, {}
+    extract, known = found.extract, {}
+    frames = extract.frames
     others = {target for name in frames for target in SHAPES[name].targets}
     # the database is read while what came before is compared
     with ThreadPoolExecutor(1) as reader:
@@ -225,6 +226,8 @@ def _run(connection: Connection, report: Report, started_at: datetime, outcome: 
         before = select(EtlRun.id).where(EtlRun.source == report.source)
         connection.execute(delete(EtlRejection).where(EtlRejection.run_id.in_(before)))
     rejected = report.rejections.sort("skipped").head(REJECTIONS_KEPT).drop("skipped")
+    # PostgreSQL takes any character but one
+    rejected = rejected.with_columns(pl.col("place", "key", "reason").str.replace_all("\0", "\u2400", literal=True))
     shortened = pl.col("place", "key").fill_null("").str.slice(0, 250)
     store.insert(connection, "etl_rejection", rejected.with_columns(shortened, run_id=pl.lit(run_id, pl.Int64)))
     return run_id

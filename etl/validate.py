@@ -68,6 +68,8 @@ class Sieve:
         for field, one in fields.items():
             for check in cells.unread(field, f"_cell_{field}", frame.schema[field], one):
                 self._refuse_where(field, *check)
+        for field in self.shape.key:
+            self._refuse_where(field, pl.col(field).is_null(), pl.lit("is missing"))
         defaults = (pl.col(name).fill_null(pl.lit(field.default)) for name, field in fields.items() if field.default is not None)
         self.rows = self.rows.select(ROW, *fields).with_columns(defaults)
         self._drop()

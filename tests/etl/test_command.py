@@ -15,6 +15,11 @@ EXAMPLE = str(Path(etl.__file__).parent / "example")
 
 
 @pytest.fixture
+def engine():
+    """The commands open the database of their own deployment."""
+
+
+@pytest.fixture
 def call(tmp_path):
     (tmp_path / "jupyterhub_config.py").write_text("c.Hutch.contact = 'us'\n")
 
@@ -32,15 +37,15 @@ def call(tmp_path):
 
 
 def test_from_nothing_to_a_loaded_facility(call):
-    assert call("db", "upgrade") == (0, "the database is now at revision 0001\n", "")
-    assert call("db", "upgrade") == (0, "the database was already at revision 0001\n", "")
+    assert call("db", "upgrade") == (0, "the database is now at revision 0002\n", "")
+    assert call("db", "upgrade") == (0, "the database was already at revision 0002\n", "")
     assert call("db", "current")[0] == 0
     status, out, _ = call("etl", "load", EXAMPLE, "--dry-run")
     assert (status, "Would change" in out) == (0, True)
     status, out, _ = call("etl", "load", EXAMPLE)
     assert (status, "Loaded (run 1)" in out, "Rejected" in out) == (0, True, False)
     experiments = next(line for line in out.splitlines() if "experiment " in line)
-    assert experiments.replace("│", " ").split() == ["experiment", "120", "0", "0", "0", "0"]
+    assert experiments.replace("│", " ").split() == ["experiment", "120", "0", "0", "0", "0", "0"]
 
 
 def test_rejected_rows_are_shown_as_they_were_written(call, office):
@@ -112,3 +117,56 @@ def test_starting_it_is_cheap():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(hutch.__file__).parent
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.fixture
+def source(tmp_path, office):
+    """A source `one` with a file of its own, which reads the folder of the office."""
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "one.toml").write_text('adapter = "files"\nevery_minutes = 60\n[settings]\nfolder = "../office"\n')
+    return office
+
+
+def cells(out: str) -> list[list[str]]:
+    """The rows of all tables that were printed."""
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
+
+
+def test_a_source_is_planned_run_looked_back_upon_and_undone(call, source):
+    call("db", "upgrade")
+    assert call("etl", "run", "one")[0] == 0
+    source.put("users", "id,login,given_name,family_name,affiliation_id", "1,ann,Ann,[red]Berg,nth", "2,bob,Bob,Okafor,", "3,c,,C,")
+    source.put("experiment_members", "experiment_id,user_id,role", "P1-1,1,principal-investigator")
+    change = ["user", "1", "family_name", "Lindqvist", "[red]Berg"]
+    status, out, _ = call("etl", "plan", "one")
+    assert status == 0
+    assert change in cells(out)
+    assert ["user", "3", "", "", "added"] in cells(out)
+    assert ["experiment_member", "P1-1,2", "", "holds", "ended"] in cells(out)
+    assert "Loaded (run 2)" in call("etl", "run", "one")[1]
+    assert change in cells(call("etl", "history", "--run", "2")[1])
+    status, out, _ = call("etl", "undo", "2")
+    assert (status, ["user", "1", "1"] in cells(out)) == (0, True)
+    runs = cells(call("etl", "history", "one")[1])
+    assert [row[:3] for row in runs] == [["3", "one", "undo of 2"], ["2", "one", "load"], ["1", "one", "load"]]
+    assert cells(call("etl", "history", "two")[1]) == []
+
+
+def test_the_status_of_each_source_is_shown(call, source, tmp_path):
+    call("db", "upgrade")
+    (tmp_path / "sources" / "bad.toml").write_text('adapter = "fles"')
+    source.put("users", "id,login,family_name", "1,ANN,Lindqvist")
+    call("etl", "run", "one")
+    out = call("etl", "status")[1]
+    bad, one = (row for row in cells(out) if row[0])
+    assert (bad[0], bad[3]) == ("bad", "never")
+    assert "there is no adapter 'fles'" in "".join(row[-1] + " " for row in cells(out))
+    assert (one[0], one[1], one[2], one[4]) == ("one", "files", "60", "done")
+    assert one[6] == "3"
+
+
+def test_what_cannot_be_undone_or_linked_is_one_line(call, source):
+    call("db", "upgrade")
+    assert call("etl", "undo", "7") == (1, "", "hutch: run 7 changed nothing, or there is no such run; see `hutch etl history`\n")
+    assert call("etl", "link", "one", "77", "99") == (1, "", "hutch: there is no user with the id '99'\n")
+    assert "there is no such file; sources that have one: one" in call("etl", "run", "two")[2]

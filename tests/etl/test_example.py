@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 import etl
 from etl.adapters.files import Files
 from etl.load import run
+from etl.source import Source
 from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import (
     Affiliation,
@@ -20,6 +21,7 @@ from hub.database.tables import (
     Plan,
     Proposal,
     User,
+    UserGroup,
     UserRole,
 )
 
@@ -32,8 +34,8 @@ NOW = datetime(2026, 3, 10, 23, 59, tzinfo=UTC)
 def session(tmp_path_factory):
     engine = open_database(f"sqlite:///{tmp_path_factory.mktemp('example')}/hutch.sqlite")
     upgrade(engine)
-    report = run(engine, Files(FOLDER), "example", today=NOW)
-    assert report.rejections == []
+    report = run(engine, Source(name="example"), Files(folder=FOLDER), today=NOW)
+    assert report.rejections.is_empty()
     assert report.objections == []
     with sessions(engine)() as session:
         yield session
@@ -128,5 +130,17 @@ def test_plans(session):
     assert list(plans) == ["notebook", "notebook-large", "imaging", "staff-lab"]
     assert (plans["notebook"].image, plans["notebook"].flavor) == ("hutch-notebook", "m1.small")
     assert (plans["notebook-large"].cores, plans["notebook-large"].memory_mb) == (8, 32768)
-    assert plans["imaging"].instruments == ["ID16", "BM05"]
-    assert plans["staff-lab"].roles == ["staff", "admin"]
+    assert plans["imaging"].limits == [{"instruments": ["ID16", "BM05"]}]
+    assert plans["staff-lab"].limits == [{"roles": ["staff", "admin"]}]
+
+
+def test_some_data_is_open_and_some_under_embargo(session):
+    dated = session.scalars(select(Proposal).where(Proposal.public_at.is_not(None))).all()
+    assert {state: sum((one.public_at < NOW) is state for one in dated) for state in (True, False)} == {True: 3, False: 2}
+    assert any(one.doi for one in dated)
+
+
+def test_people_are_in_groups_and_one_has_left_theirs(session):
+    memberships = session.scalars(select(UserGroup)).all()
+    assert {one.group for one in memberships} == {"Tomography school", "Battery hub"}
+    assert sum(one.expires_at is not None and one.expires_at < NOW for one in memberships) == 1

@@ -1,21 +1,30 @@
 """What the adapter for files reads, and what it will not take."""
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.adapters.files import Files, _csv_rows, _json_rows
-from etl.frames import SourceError
+from etl.adapters.files import Files, csv_frame, json_frame
+from etl.frames import FAULT, LINE, PLACE, SourceError
+from etl.schema import SHAPES
 
 AFFILIATIONS = "id,name,town,country\n"
+FIELDS = SHAPES["affiliation"].fields
 
 
 def read(office, table="affiliation"):
-    return Files(office.folder).read()[table]
+    return Files(folder=office.folder).read().frames[table]
+
+
+def values(frame):
+    """What each row says, without what it is silent of."""
+    said = frame.drop(PLACE, LINE, FAULT)
+    return [{name: cell for name, cell in row.items() if cell} for row in said.to_dicts()]
 
 
 @pytest.mark.parametrize(
-    ("content", "values", "lines"),
+    ("content", "said", "lines"),
     [
         pytest.param(AFFILIATIONS + "a,A,,\nb,B,,\n", [{"id": "a", "name": "A"}, {"id": "b", "name": "B"}], [2, 3], id="plain"),
         pytest.param("\ufeff" + AFFILIATIONS + "a,A,,\n", [{"id": "a", "name": "A"}], [2], id="byte-order-mark"),
@@ -31,36 +40,76 @@ def read(office, table="affiliation"):
         pytest.param(AFFILIATIONS, [], [], id="no-rows"),
     ],
 )
-def test_csv_is_read_with_its_lines(office, content, values, lines):
+def test_csv_is_read_with_its_lines(office, content, said, lines):
     office.put_bytes("affiliations.csv", content.encode())
-    rows = read(office)
-    assert [row.values for row in rows] == values
-    assert [row.line for row in rows] == lines
-
-
-def test_lists_in_csv_are_separated_by_semicolons(office):
-    office.put("plans", "id,name,image,flavor,cores,memory_mb,instruments,roles", "p,Plan,i,f,2,4096,ID16; D22 ;,")
-    [row] = read(office, "plan")
-    assert row.values["instruments"] == ["ID16", "D22"]
-    assert "roles" not in row.values
+    frame = read(office)
+    assert values(frame) == said
+    assert frame[LINE].to_list() == lines
+    assert set(frame[PLACE]) <= {"affiliations.csv"}
 
 
 def test_json_is_read_with_its_lines(office):
     office.put_bytes("affiliations.json", b'\n[\n{"id": "a",\n "name": "A", "town": null},\n\n{"id": "b", "name": "B"}]\n')
-    assert [(row.line, row.values) for row in read(office)] == [(3, {"id": "a", "name": "A"}), (6, {"id": "b", "name": "B"})]
+    frame = read(office)
+    assert values(frame) == [{"id": "a", "name": "A"}, {"id": "b", "name": "B"}]
+    assert frame[LINE].to_list() == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        pytest.param('["A"]', "name: should be text or a number, not list", id="list"),
+        pytest.param("true", "name: should be text or a number, not bool", id="truth"),
+        pytest.param('"\\ud800"', "name: holds half a character", id="half-a-character"),
+        pytest.param('"A", "nmae": "A"', "there is no field 'nmae'", id="misspelt"),
+        pytest.param("17", None, id="number"),
+    ],
+)
+def test_a_json_value_that_cannot_be_meant_is_a_fault_of_its_row(office, value, fault):
+    office.put_bytes("affiliations.json", b'[{"id": "a", "name": %s}]' % value.encode())
+    [told] = read(office)[FAULT]
+    assert told == fault or fault in told
+
+
+def test_lists_and_objects_in_json_are_kept_for_plans(office):
+    limits = b'[{"roles": ["staff"]}]'
+    office.put_bytes("plans.json", b'[{"id": "p", "limits": %s, "lifetimes": {}}]' % limits)
+    assert values(read(office, "plan")) == [{"id": "p", "limits": limits.decode(), "lifetimes": "{}"}]
+
+
+def test_parquet_is_read_in_its_own_types(office):
+    (office.folder / "users.csv").unlink()
+    frame = pl.DataFrame({"id": [1, 2], "login": ["ann", "bob"], "family_name": ["L", "O"]})
+    frame.write_parquet(office.folder / "users.parquet")
+    assert read(office, "user").drop(PLACE).equals(frame)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"PAR1", "users.parquet: is not Parquet", id="broken"),
+        pytest.param(pl.DataFrame({"id": ["1"]}), "users.parquet:1: the column 'family_name' is missing", id="column-missing"),
+    ],
+)
+def test_parquet_that_cannot_be_trusted_stops_the_run(office, content, message):
+    (office.folder / "users.csv").unlink()
+    file = office.folder / "users.parquet"
+    file.write_bytes(content) if isinstance(content, bytes) else content.write_parquet(file)
+    with pytest.raises(SourceError, match=message):
+        read(office, "user")
 
 
 def test_an_empty_json_list_is_no_rows(office):
     office.put_bytes("affiliations.json", b" [ ] \n")
-    assert read(office) == []
+    assert read(office).height == 0
 
 
 @pytest.mark.parametrize("line", ["a", "a,A,,,", "a,A,"], ids=["short", "long", "one-short"])
 def test_a_row_with_another_number_of_cells_has_a_fault(office, line):
     office.put_bytes("affiliations.csv", f"{AFFILIATIONS}{line}\nb,B,,\n".encode())
-    bad, good = read(office)
-    assert "the first line names 4 columns" in bad.fault
-    assert good.fault is None
+    bad, good = read(office)[FAULT]
+    assert "the first line names 4 columns" in bad
+    assert good is None
 
 
 @pytest.mark.parametrize(
@@ -114,7 +163,7 @@ def test_a_missing_mandatory_file_stops_the_run(office, everything, name):
 
 def test_a_missing_folder_stops_the_run(tmp_path):
     with pytest.raises(SourceError, match="there is no such folder"):
-        Files(tmp_path / "nowhere").read()
+        Files(folder=tmp_path / "nowhere").read()
 
 
 def test_a_folder_in_place_of_a_file_stops_the_run(office):
@@ -129,11 +178,12 @@ def test_two_files_for_one_table_stop_the_run(office):
         read(office)
 
 
-@pytest.mark.parametrize("reader", [lambda text: _csv_rows("f", text, "affiliation"), lambda text: _json_rows("f", text)])
+@pytest.mark.parametrize("reader", [csv_frame, json_frame])
 @given(text=st.text(alphabet='[]{},:"id\n nametru0;\\x\x00', max_size=60))
 def test_any_text_is_read_or_refused(reader, text):
     try:
-        rows = list(reader(text))
+        frame = reader("f", text, FIELDS)
     except SourceError:
         return
-    assert all(isinstance(row.values, dict) and row.line >= 1 for row in rows)
+    assert set(frame.columns) <= {*FIELDS, PLACE, LINE, FAULT}
+    assert frame.height == 0 or frame[LINE].min() >= 1
