@@ -107,8 +107,11 @@ class PostgreSQL:
 
 
 @contextmanager
-def postgresql() -> Iterator[PostgreSQL]:
-    """A PostgreSQL that trusts whoever connects from this machine, for as long as the block runs; it does not wait for the disk."""
+def postgresql(*, durable: bool = False) -> Iterator[PostgreSQL]:
+    """A PostgreSQL that trusts whoever connects from this machine, for as long as the block runs.
+
+    It does not wait for the disk, unless it is to be `durable` as one in production is.
+    """
     homes = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
     initdb, postgres = program("initdb", *homes), program("postgres", *homes)
     user = _ordinary_user()
@@ -120,7 +123,7 @@ def postgresql() -> Iterator[PostgreSQL]:
             "listen_addresses": "127.0.0.1",
             "port": server.port,
             "unix_socket_directories": folder,
-            "fsync": "off",
+            "fsync": "on" if durable else "off",
             "max_connections": 200,
         }
         settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
