@@ -120,15 +120,11 @@ class Network:
         raise conflict(f"No more IP addresses available on network {self.id}.", "IpAddressGenerationFailure")
 
     def _wanted_address(self, text: str) -> str:
-        try:
-            address = IPv4Address(text)
-        except AddressValueError as error:
-            raise bad_request(
-                f"Invalid input for fixed_ips. Reason: '{text}' is not a valid IP address.", "HTTPBadRequest"
-            ) from error
+        address = parse_address(text)
         subnet = self.state.subnet
         if address not in subnet or address in (subnet[0], subnet[-1]):
-            raise bad_request(f"IP address {text} is not a valid IP for the specified subnet.", "InvalidIpForSubnet")
+            message = f"IP address {text} is not a valid IP for any of the subnets on the specified network."
+            raise bad_request(message, "InvalidIpForNetwork")
         if str(address) in self.state.ports_by_address or str(address) == self.gateway:
             raise conflict(f"IP address {text} already allocated in subnet {self.subnet_id}", "IpAddressAlreadyAllocated")
         return str(address)
@@ -219,6 +215,13 @@ class Network:
         return seen
 
 
+def parse_address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except AddressValueError as error:
+        raise bad_request(f"Invalid input for fixed_ips. Reason: '{text}' is not a valid IP address.", "HTTPBadRequest") from error
+
+
 def _pairs(digits: str) -> list[str]:
     return [digits[i : i + 2] for i in range(0, len(digits), 2)]
 
@@ -249,6 +252,7 @@ class Neutron:
             web.put(v2 + "/ports/{id}", self.update_port),
             web.delete(v2 + "/ports/{id}", self.delete_port),
             web.get(v2 + "/quotas/{id}", self.show_quota),
+            web.put(v2 + "/quotas/{id}", self.update_quota),
             web.get(v2 + "/quotas/{id}/details.json", self.quota_details),
             web.get(v2 + "/quotas/{id}/details", self.quota_details),
             web.get(tags, self.list_tags),
@@ -325,6 +329,10 @@ class Neutron:
                 raise bad_request(
                     f"Invalid input for {field}. Reason: '{wanted[field]}' is not a valid {kind.__name__}.", "HTTPBadRequest"
                 )
+        chosen = [parse_address(fixed["ip_address"]) for fixed in wanted.get("fixed_ips") or [] if "ip_address" in fixed]
+        if chosen and not identity.is_admin:
+            # the network is shared, and only its owner may choose addresses on it
+            raise ApiError(403, "rule:create_port and rule:create_port:fixed_ips is disallowed by policy", "PolicyNotAuthorized")
         project_id = (wanted.get("project_id") or wanted.get("tenant_id")) if identity.is_admin else None
         port = self._network.create_port(project_id or identity.project_id or "", wanted)
         return web.json_response({"port": self._network.describe_port(port, identity.is_admin)}, status=201)
@@ -407,6 +415,13 @@ class Neutron:
 
     async def show_quota(self, request: web.Request) -> web.Response:
         return web.json_response({"quota": {kind: self._state.quota[kind] for kind in self._used(self._own_project(request))}})
+
+    async def update_quota(self, request: web.Request) -> web.Response:
+        """By admins; one quota for all projects."""
+        if not request["identity"].is_admin:
+            raise ApiError(403, "Non-admin is not authorized to access quotas for another tenant.", "NotAuthorized")
+        self._state.set_quota({kind: int(limit) for kind, limit in (await body(request, "quota")).items()})
+        return await self.show_quota(request)
 
     async def quota_details(self, request: web.Request) -> web.Response:
         used = self._used(self._own_project(request))

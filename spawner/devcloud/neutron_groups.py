@@ -123,16 +123,18 @@ class Groups:
 
     async def update(self, request: web.Request) -> web.Response:
         group, wanted = self._group(request), await body(request, "security_group")
+        if group.name == "default" and wanted.get("name", "default") != "default":
+            raise conflict("Updating default security group not allowed.", "SecurityGroupCannotUpdateDefault")
         group.name, group.description = wanted.get("name", group.name), wanted.get("description", group.description)
         self._state.save(group)
         return web.json_response({"security_group": self.describe(group)})
 
     async def delete(self, request: web.Request) -> web.Response:
         group = self._group(request)
-        if group.name == "default":
-            raise conflict("Insufficient rights for removing default security group.", "SecurityGroupCannotRemoveDefault")
         if any(group.id in port.security_groups for port in self._state.ports.values()):
             raise conflict(f"Security Group {group.id} in use.", "SecurityGroupInUse")
+        if group.name == "default":
+            raise conflict("Insufficient rights for removing default security group.", "SecurityGroupCannotRemoveDefault")
         self._state.erase(group)
         return web.Response(status=204)
 

@@ -20,7 +20,7 @@ from spawner.devcloud.nova_views import Views
 from spawner.devcloud.state import Server, new_id
 
 PREFIX = "/compute/v2.1"
-NETWORK_REQUIRED = (2, 37)
+ZONE = "nova"
 
 
 class Nova:
@@ -110,6 +110,8 @@ class Nova:
         flavor, image_id = self._flavor(wanted), self._image(wanted)
         networks = self._networks(identity, wanted)
         groups = self._groups(identity, wanted)
+        if wanted.get("availability_zone", ZONE) != ZONE:
+            raise bad_request("The requested availability zone is not available")
         if wanted.get("key_name"):
             raise bad_request("Invalid key_name provided.")
         self._check_quota(identity, flavor, wanted)
@@ -128,7 +130,7 @@ class Nova:
             # Before 2.19 nobody could say a description, and Nova took the name.
             description=wanted.get("description") if request["microversion"] >= (2, 19) else wanted["name"],
             hostname=wanted.get("hostname") or wanted["name"].lower().replace(" ", "-")[:63],
-            availability_zone=wanted.get("availability_zone") or "nova",
+            availability_zone=ZONE,
             disk_config=wanted.get("OS-DCF:diskConfig", "MANUAL"),
             access_ipv4=wanted.get("accessIPv4", ""),
             access_ipv6=wanted.get("accessIPv6", ""),
@@ -201,7 +203,7 @@ class Nova:
         names = [entry["name"] for entry in wanted.get("security_groups", [])] or ["default"]
         for name in names:
             if self.network.groups.find_by_name_or_id(identity.project_id or "", name) is None:
-                raise bad_request(f"Security group {name} not found for project {identity.project_id}.")
+                raise bad_request(f"Unable to find security_group with name or id '{name}'")
         return names
 
     def used(self, project_id: str | None) -> dict[str, int]:
@@ -272,6 +274,10 @@ class Nova:
     def _tagged(self, request: web.Request) -> Server:
         if request["microversion"] < (2, 26):
             raise not_found("The resource could not be found.")
+        server, identity = self.state.servers.get(request.match_info["id"]), request["identity"]
+        if server is not None and not (identity.is_admin or server.project_id == identity.project_id):
+            # Nova looks at the rights here before it hides what exists
+            raise forbidden("Policy doesn't allow os_compute_api:os-server-tags to be performed.")
         return self.server(request)
 
     async def show_tags(self, request: web.Request) -> web.Response:

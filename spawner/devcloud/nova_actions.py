@@ -20,6 +20,8 @@ EVENTS = {
     "shelve": ("shelve", "compute_shelve_instance"),
     "shelveOffload": ("shelveOffload", "compute_shelve_offload_instance"),
     "unshelve": ("unshelve", "compute_unshelve_instance"),
+    "unpause": ("unpause", "compute_unpause_instance"),
+    "resume": ("resume", "compute_resume_instance"),
     "lock": ("lock", "api_lock"),
     "unlock": ("unlock", "api_unlock"),
 }
@@ -36,6 +38,9 @@ class NovaActions:
             "shelve": lambda server, _: self._lifecycle.shelve(server),
             "shelveOffload": lambda server, _: self._lifecycle.shelve_offload(server),
             "unshelve": lambda server, _: self._lifecycle.unshelve(server),
+            # nothing here is ever paused or suspended
+            "unpause": lambda server, _: self._lifecycle.check(server, "unpause", ("paused",)),
+            "resume": lambda server, _: self._lifecycle.check(server, "resume", ("suspended",)),
             "lock": lambda server, how: self._lock(server, True, (how or {}).get("locked_reason")),
             "unlock": lambda server, _: self._lock(server, False, None),
         }

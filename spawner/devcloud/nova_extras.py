@@ -6,7 +6,9 @@ from aiohttp import web
 
 from spawner.devcloud.errors import forbidden, not_found
 from spawner.devcloud.flavors import FLAVORS, describe
-from spawner.devcloud.nova import PREFIX, Nova
+from spawner.devcloud.nova import PREFIX, ZONE, Nova
+
+QUOTAS = ("instances", "cores", "ram", "metadata_items", "key_pairs", "server_groups", "server_group_members")
 
 
 class NovaExtras:
@@ -21,6 +23,7 @@ class NovaExtras:
             web.get(PREFIX + "/flavors/{id}/os-extra_specs", self.extra_specs),
             web.get(PREFIX + "/limits", self.limits),
             web.get(PREFIX + "/os-quota-sets/{id}", self.quota_set),
+            web.put(PREFIX + "/os-quota-sets/{id}", self.update_quota_set),
             web.get(PREFIX + "/os-availability-zone", self.zones),
             web.get(PREFIX + "/os-keypairs", self.keypairs),
             web.get(PREFIX + "/servers/{id}/ips", self.addresses),
@@ -91,13 +94,20 @@ class NovaExtras:
         identity, project_id = request["identity"], request.match_info["id"]
         if not identity.is_admin and project_id != identity.project_id:
             raise forbidden("Policy doesn't allow os_compute_api:os-quota-sets:show to be performed.")
-        names = ("instances", "cores", "ram", "metadata_items", "key_pairs", "server_groups", "server_group_members")
-        return web.json_response({"quota_set": {"id": project_id} | {name: self._nova.state.quota[name] for name in names}})
+        return web.json_response({"quota_set": {"id": project_id} | {name: self._nova.state.quota[name] for name in QUOTAS}})
+
+    async def update_quota_set(self, request: web.Request) -> web.Response:
+        """By admins; one quota for all projects."""
+        if not request["identity"].is_admin:
+            raise forbidden("Policy doesn't allow os_compute_api:os-quota-sets:update to be performed.")
+        wanted = (await request.json())["quota_set"]
+        self._nova.state.set_quota({name: int(wanted[name]) for name in QUOTAS if name in wanted})
+        return web.json_response({"quota_set": {name: self._nova.state.quota[name] for name in QUOTAS}})
 
     # The rest
 
     async def zones(self, request: web.Request) -> web.Response:
-        zone = {"zoneName": "nova", "zoneState": {"available": True}, "hosts": None}
+        zone = {"zoneName": ZONE, "zoneState": {"available": True}, "hosts": None}
         return web.json_response({"availabilityZoneInfo": [zone]})
 
     async def keypairs(self, request: web.Request) -> web.Response:

@@ -110,6 +110,8 @@ ACTIONS: dict[str, dict[str, Any]] = {
     "shelve": NOTHING,
     "shelveOffload": NOTHING,
     "unshelve": NOTHING,
+    "unpause": NOTHING,
+    "resume": NOTHING,
     "unlock": NOTHING,
     "lock": {"type": ["object", "null"]},
     "reboot": {

@@ -109,7 +109,8 @@ class Views:
             # Details of what went wrong inside the cloud are for admins.
             seen["fault"] = server.fault if admin else {key: server.fault[key] for key in ("code", "created", "message")}
         if status in ("ACTIVE", "BUILD"):
-            seen["progress"] = 100 if status == "ACTIVE" else 0
+            # of migrations; a build does not count here
+            seen["progress"] = 0
         if admin:
             seen |= self._for_admins(server, host, version)
         if version >= (2, 9):
@@ -191,12 +192,14 @@ class Views:
             servers = [server for server in servers if server.updated <= before]
         if version >= (2, 26):
             servers = by_tags(servers, query)
-        return self._by_fields(servers, query)
+        return self._by_fields(servers, query, version)
 
-    def _by_fields(self, servers: list[Server], query: Any) -> list[Server]:
+    def _by_fields(self, servers: list[Server], query: Any, version: Version) -> list[Server]:
         if statuses := {text.upper() for text in query.getall("status", [])}:
             known = set(STATUS.values()) | set(REBOOTING.values())
-            servers = [server for server in servers if status_of(server) in statuses] if statuses & known else []
+            if not statuses & known and version >= (2, 38):
+                raise bad_request("Invalid status value")
+            servers = [server for server in servers if status_of(server) in statuses]
         if pattern := query.get("name"):
             try:
                 matches = re.compile(pattern).search

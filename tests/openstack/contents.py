@@ -24,6 +24,7 @@ SERVICES = (
     ("nova", "compute", "http://127.0.0.1:8774/v2.1"),
     ("neutron", "network", "http://127.0.0.1:9696"),
 )
+PROJECTS = ("hutch", "other")
 # by availability zone: which computer is in it
 ZONES = {"real": "compute", "fake": "fake"}
 NEUTRON_AGENTS = 4
@@ -31,7 +32,7 @@ FLAVORS = (
     # name, MB of memory, processors, GB of disk
     ("m1.tiny", 512, 1, 4),
     ("m1.small", 1024, 2, 4),
-    ("too-big", 4_000_000, 500, 1),
+    ("too-big", 1024, 2, 4_000_000),
 )
 WAIT_SECONDS = 180.0
 
@@ -57,7 +58,7 @@ def catalogue() -> None:
         entry = identity.create_service(name=name, type=kind)
         for interface in ("public", "internal", "admin"):
             identity.create_endpoint(service_id=entry.id, interface=interface, url=url, region_id="RegionOne")
-    for name in ("hutch", "other"):
+    for name in PROJECTS:
         project = identity.create_project(name=name, domain_id="default")
         user = identity.create_user(name=name, password=PASSWORD, domain_id="default", default_project_id=project.id)
         identity.assign_project_role_to_user(project, user, roles["member"])
@@ -79,9 +80,13 @@ def fill(clouds_yaml: Path) -> None:
     for zone, host in ZONES.items():
         aggregate = admin.compute.create_aggregate(name=zone, availability_zone=zone)
         wait(f"{host} in zone {zone}", partial(joined, admin, aggregate, host))
-    hutch = connect("hutch", "hutch")
-    credential = hutch.identity.create_application_credential(hutch.current_user_id, name="hutch", roles=[{"name": "member"}])
-    write_clouds(clouds_yaml, credential)
+    write_clouds(clouds_yaml, {name: application_credential(name) for name in PROJECTS})
+
+
+def application_credential(project: str) -> dict[str, str]:
+    user = connect(project, project)
+    made = user.identity.create_application_credential(user.current_user_id, name="tests", roles=[{"name": "member"}])
+    return {"auth_url": AUTH_URL, "application_credential_id": made.id, "application_credential_secret": made.secret}
 
 
 def computes(admin: openstack.connection.Connection) -> set[str]:
@@ -95,16 +100,12 @@ def joined(admin: openstack.connection.Connection, aggregate: openstack.compute.
     return host in (admin.compute.get_aggregate(aggregate.id).hosts or [])
 
 
-def write_clouds(path: Path, credential: openstack.identity.v3.application_credential.ApplicationCredential) -> None:
-    secret = {
-        "auth_url": AUTH_URL,
-        "application_credential_id": credential.id,
-        "application_credential_secret": credential.secret,
-    }
-    clouds = {name: {"auth": password_of(name, name)} for name in ("hutch", "other", "admin")}
-    clouds["hutch-app"] = {"auth_type": "v3applicationcredential", "auth": secret}  # type: ignore[dict-item]
+def write_clouds(path: Path, credentials: dict[str, dict[str, str]]) -> None:
+    """Clouds "hutch", "other" and "admin" with passwords, "hutch-app" and "other-app" with application credentials."""
+    clouds: dict[str, dict[str, object]] = {name: {"auth": password_of(name, name)} for name in (*PROJECTS, "admin")}
+    clouds |= {f"{name}-app": {"auth_type": "v3applicationcredential", "auth": auth} for name, auth in credentials.items()}
     for cloud in clouds.values():
-        cloud["region_name"] = "RegionOne"  # type: ignore[assignment]
+        cloud["region_name"] = "RegionOne"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         yaml.safe_dump({"clouds": clouds}, file, sort_keys=False)
 

@@ -55,7 +55,7 @@ def test_a_server_is_built_through_nova_s_states(cloud: Any, devcloud: Any, boot
     assert (server.vm_state, server.power_state, server.launched_at) == ("building", 0, None)
     assert server.task_state in ("scheduling", "networking", "spawning")
     server = cloud.compute.wait_for_server(server, interval=0.01)
-    assert (server.vm_state, server.task_state, server.power_state, server.progress) == ("active", None, 1, 100)
+    assert (server.vm_state, server.task_state, server.power_state, server.progress) == ("active", None, 1, 0)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}", server.launched_at)
 
 
@@ -127,7 +127,7 @@ def test_an_address_shows_its_kind_and_its_mac(cloud: Any, boot: Any) -> None:
         ({"networks": [{"port": NOWHERE}]}, 400, "badRequest", f"Port id {NOWHERE} could not be found."),
         ({"networks": None}, 400, "badRequest", "'networks' is a required property"),
         ({"key_name": "mine"}, 400, "badRequest", "Invalid key_name provided."),
-        ({"security_groups": [{"name": "nope"}]}, 400, "badRequest", "Security group nope not found for project"),
+        ({"security_groups": [{"name": "nope"}]}, 400, "badRequest", "Unable to find security_group with name or id 'nope'"),
         ({"name": ""}, 400, "badRequest", "Invalid input for field/attribute name."),
         ({"name": "n" * 256}, 400, "badRequest", "is too long"),
         ({"metadata": {"k": "v" * 256}}, 400, "badRequest", "Invalid input for field/attribute k."),
@@ -358,7 +358,6 @@ def names(servers: Any) -> list[str]:
         ({"name": "hutch"}, ["hutch-a", "hutch-b"]),
         ({"name": "^hutch-[b-z]$"}, ["hutch-b"]),
         ({"status": "SHUTOFF"}, ["hutch-b"]),
-        ({"status": "NONSENSE"}, []),
         ({"tags": "one"}, ["hutch-a", "hutch-b"]),
         ({"tags": "one,two"}, ["hutch-b"]),
         ({"tags-any": "two,three"}, ["hutch-b", "pool-c"]),
