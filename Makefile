@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo test test-postgresql check bench lock setup clean
+.PHONY: help demo test test-postgresql test-openstack check bench lock setup clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,6 +23,9 @@ test: setup check  ## check the code, then run the tests (ARGS="-k name" to choo
 test-postgresql: setup  ## run what touches the database on a real PostgreSQL
 	@HUTCH_TEST_DATABASE=postgresql $(BIN)/python -m pytest tests/hub tests/faults tests/e2e $(ARGS)
 
+test-openstack: setup  ## as root: a real OpenStack and our image; the contract and a launch on them (a quarter of an hour)
+	@tests/openstack/check $(ARGS)
+
 check: setup  ## lint, formatting, types, imports
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
@@ -33,6 +36,8 @@ lock:  ## resolve requirements/*.in anew into the lock files
 	@$(BIN)/pip install -q uv && cd requirements && \
 	../$(BIN)/uv pip compile -q --universal --python-version 3.11.2 --generate-hashes --no-annotate --no-header \
 	  --override overrides.txt runtime.in dev.in -o lock.txt --upgrade && \
+	../$(BIN)/uv pip compile -q --python-platform x86_64-manylinux_2_28 --python-version 3.11.2 --generate-hashes --no-annotate --no-header \
+	  --override overrides.txt -c lock.txt guest.in -o guest-lock.txt --upgrade && \
 	../$(BIN)/uv pip compile -q --universal --python-version 3.11.2 --generate-hashes --no-annotate --no-header node.in -o node-lock.txt --upgrade
 
 clean:  ## remove what setting up and running made
