@@ -192,10 +192,11 @@ def _rows(refs: Iterable[str], wide: bool) -> Iterable[Any]:
     """The rows in quarantine that would be these records; wide: what goes with them too, such as an experiment's members."""
     for one in refs:
         table, key = table_and_key(one)
-        words = " ".join(key)
+        # as etl.validate writes it
+        words = ",".join(key)
         yield and_(EtlRejection.record == table.__tablename__, EtlRejection.key == words)
         if wide:
-            yield EtlRejection.key.startswith(f"{words} ", autoescape=True)
+            yield EtlRejection.key.startswith(f"{words},", autoescape=True)
 
 
 def table_and_key(record: str) -> tuple[Any, tuple[str, ...]]:

@@ -105,10 +105,11 @@ def export(session: Session, login: str) -> dict[str, list[dict[str, Any]]]:
 def _mentions(table: Table, user: User) -> ColumnElement[bool]:
     """Rows of a run about a person: their id or login is a whole value in the key or in what was before."""
     if table.name == "etl_rejection":
-        return table.c.key.in_([user.id, user.login]) | table.c.key.contains(f"{user.id},", autoescape=True)
-    quoted = [f'"{value}"' for value in (user.id, user.login)]
-    columns = [cast(column, Text) for column in table.c if isinstance(column.type, JSON)]
-    return or_(*(column.contains(value, autoescape=True) for column in columns for value in quoted))
+        columns, mark = ["," + table.c.key + ","], ","
+    else:
+        columns, mark = [cast(column, Text) for column in table.c if isinstance(column.type, JSON)], '"'
+    values = [f"{mark}{value}{mark}" for value in (user.id, user.login)]
+    return or_(*(column.contains(value, autoescape=True) for column in columns for value in values))
 
 
 def forget(session: Session, login: str, at: datetime) -> str:

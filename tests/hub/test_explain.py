@@ -82,7 +82,7 @@ def facility() -> list[list]:
             EtlRejection(
                 run_id=2, record="experiment", place="visits.csv", line=3, key="E-4", field="ends_at", reason="not a date"
             ),
-            EtlRejection(run_id=2, record="experiment_member", place="team.csv", line=9, key="E-4 3", reason="no experiment E-4"),
+            EtlRejection(run_id=2, record="experiment_member", place="team.csv", line=9, key="E-4,3", reason="no experiment E-4"),
         ],
     ]
 

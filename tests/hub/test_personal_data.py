@@ -88,6 +88,7 @@ def ada(session):
                 run_id=run.id, record="experiment_member", key={"experiment_id": "E1", "user_id": "u-8"}, before={"role": "member"}
             ),
             EtlRejection(run_id=run.id, record="user", place="users.csv", line=3, key="u-7", field="email", reason="is no address"),
+            EtlRejection(run_id=run.id, record="experiment_member", place="team.csv", line=4, key="E2,u-7", reason="no E2"),
         ]
     )
     instance = instances.create(
@@ -170,7 +171,7 @@ def test_nobody_is_told_about_a_login_that_nobody_has(session):
         personal_data.export(session, "eve")
 
 
-@pytest.mark.parametrize(("days", "deleted"), [(89, 0), (91, 4)], ids=["young", "old"])
+@pytest.mark.parametrize(("days", "deleted"), [(89, 0), (91, 5)], ids=["young", "old"])
 def test_what_is_too_old_goes(session, ada, days, deleted):
     before = now() - timedelta(days=days)
     session.scalar(select(EtlRun)).started_at = before
