@@ -116,6 +116,13 @@ def conclude(
     record_event(session, intent.instance_id, f"{intent.kind}-{outcome}", intent_id=intent.id, message=message or "")
 
 
+def conclude_open(session: Session, instance_id: str, kind: IntentKind, outcome: Outcome, message: str | None = None) -> None:
+    """Concludes the newest intent, if it is of this kind and still being carried out."""
+    latest = latest_intent(session, instance_id)
+    if latest and latest.outcome is None and latest.kind == kind:
+        conclude(session, latest, outcome, message=message)
+
+
 def record_event(
     session: Session,
     instance_id: str,
@@ -184,20 +191,21 @@ def mark_deleted(session: Session, instance: Instance, actor: str, reason: str, 
     instance.purge_at = instance.deleted_at + grace
 
 
-def restore(session: Session, instance: Instance, actor: str, lifetime: timedelta | None) -> None:
-    """Takes the mark back, for another lifetime at least. Raises ValueError when it is too late or the name is taken again."""
+def unmark(session: Session, instance: Instance) -> None:
+    """Takes the mark back. Raises ValueError when it is too late or the name is taken again."""
     # the steward may be deleting the server without having written it down yet
     gone_at = instance.purged_at or instance.purge_at
     if gone_at and gone_at <= now():
         raise ValueError(f"{instance.display_name} was deleted for good on {gone_at:%d %B %Y}.")
-    taken = session.scalar(
-        select(Instance.id).where(
-            Instance.owner_id == instance.owner_id, Instance.server_name == instance.server_name, Instance.deleted_at.is_(None)
-        )
-    )
-    if taken is not None:
+    named = select(Instance.id).filter_by(owner_id=instance.owner_id, server_name=instance.server_name, deleted_at=None)
+    if session.scalar(named):
         raise ValueError(f"There is a newer instance with the name {instance.server_name}: delete or rename it first.")
     instance.deleted_at = instance.purge_at = None
+
+
+def restore(session: Session, instance: Instance, actor: str, lifetime: timedelta | None) -> None:
+    """After a change of mind, for another lifetime at least; what was running stays off. Raises ValueError as `unmark`."""
+    unmark(session, instance)
     instance.ends_at = max(instance.ends_at, now() + lifetime) if instance.ends_at and lifetime else None
     conclude(session, intend(session, instance.id, IntentKind.RESTORE, actor), Outcome.DONE)
 

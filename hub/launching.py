@@ -377,9 +377,8 @@ class Launching(Spawner):
         latest = instances.latest_intent(session, self._instance_id)
         if latest and latest.kind == IntentKind.LAUNCH:
             # the intent could not be written before
-            latest = instances.intend(session, self._instance_id, IntentKind.STOP, self.user.name, "through JupyterHub")
-        if latest and latest.outcome is None and latest.kind == IntentKind.STOP:
-            instances.conclude(session, latest, Outcome.DONE)
+            instances.intend(session, self._instance_id, IntentKind.STOP, self.user.name, "through JupyterHub")
+        instances.conclude_open(session, self._instance_id, IntentKind.STOP, Outcome.DONE)
 
     def stop_is_meant(self) -> bool:
         """JupyterHub also stops, at its start, what belongs to a user who was blocked meanwhile."""

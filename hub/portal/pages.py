@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 
 from ..access import Action, PlanOffer, lifetime, may_act, may_add_cores, may_launch, may_own_another, may_see
 from ..database.engine import take_turn
-from ..database.tables import Instance, Intent, IntentKind, Outcome
+from ..database.tables import Instance, IntentKind, Outcome
 from ..errors import HutchError
-from ..instances import conclude, intend, launch_seconds, mark_deleted, restore
+from ..instances import conclude_open, intend, launch_seconds, mark_deleted, restore, unmark
 from ..notices import mark_seen
 from ..records import (
     experiments_named,
@@ -156,24 +156,18 @@ async def start(desk: AtDesk, name: str) -> RedirectResponse:
 async def stop(desk: AtDesk, name: str) -> RedirectResponse:
     """Also cancels a launch."""
 
-    def wanted(session: Session) -> Intent:
-        return intend(session, own_instance(session, desk, name, Action.STOP).id, IntentKind.STOP, desk.visitor.login)
+    def wanted(session: Session) -> str:
+        return intend(session, own_instance(session, desk, name, Action.STOP).id, IntentKind.STOP, desk.visitor.login).instance_id
 
-    intent = await desk.run(wanted)
+    instance_id = await desk.run(wanted)
     try:
         await desk.hub.stop(desk.visitor.login, desk.visitor.token, name)
     except HutchError as error:
-        await desk.run(_call_off, intent.id, str(error))
+        # nothing came of it, so nobody may act on it later
+        await desk.run(conclude_open, instance_id, IntentKind.STOP, Outcome.FAILED, str(error))
         raise
-    desk.log("stop-asked", server=name, instance=intent.instance_id)
+    desk.log("stop-asked", server=name, instance=instance_id)
     return desk.go(instance_path(name))
-
-
-def _call_off(session: Session, intent_id: int, why: str) -> None:
-    """Nothing came of an intent, so nobody may act on it later."""
-    intent = session.get_one(Intent, intent_id)
-    if intent.outcome is None:
-        conclude(session, intent, Outcome.FAILED, message=why)
 
 
 @routes.get("/instances/{name}/delete")
@@ -196,8 +190,8 @@ async def delete(desk: AtDesk, name: str) -> RedirectResponse:
     instance = await desk.run(marked)
     try:
         await desk.hub.stop(desk.visitor.login, desk.visitor.token, name, remove=True)
-    except HutchError:
-        await desk.run(_unmark, desk, instance.id)
+    except HutchError as error:
+        await desk.run(_take_back, instance.id, str(error))
         raise
     desk.log("delete-asked", server=name, instance=instance.id)
     return desk.go()
@@ -221,27 +215,23 @@ def _restore(session: Session, desk: Desk, instance_id: str) -> None:
         raise HTTPException(404)
     if not may_act(desk.person, Action.DELETE, find_place(session, instance, desk.person, desk.terms), desk.terms):
         raise HTTPException(404)
+    plan = find_plan(session, instance.plan_id)
     if instance.owner_id == desk.person.id:
-        usage, plan = find_usage(session, desk.person.id), find_plan(session, instance.plan_id)
+        usage = find_usage(session, desk.person.id)
         room = may_own_another(desk.person, usage)
         if room and plan:
             room = may_add_cores(desk.person, usage, plan)
         if not room:
             raise ValueError(room.reason)
-    restore(session, instance, desk.visitor.login, _lifetime(session, desk, instance))
+    # another one, as its plan gives it now
+    restore(session, instance, desk.visitor.login, lifetime(desk.person, plan, desk.terms) if plan else desk.terms.lifetime)
 
 
-def _unmark(session: Session, desk: Desk, instance_id: str) -> None:
-    """Takes back a deletion of which nothing came: it stays within the room that it had."""
-    instance = session.get_one(Instance, instance_id)
+def _take_back(session: Session, instance_id: str, why: str) -> None:
+    """A deletion of which nothing came: what was running is meant to run on."""
     with suppress(ValueError):  # without a grace it is too late at once, and the steward goes on with it
-        restore(session, instance, desk.visitor.login, _lifetime(session, desk, instance))
-
-
-def _lifetime(session: Session, desk: Desk, instance: Instance) -> timedelta | None:
-    """Another one, as its plan gives it now."""
-    plan = find_plan(session, instance.plan_id)
-    return lifetime(desk.person, plan, desk.terms) if plan else desk.terms.lifetime
+        unmark(session, session.get_one(Instance, instance_id))
+        conclude_open(session, instance_id, IntentKind.DELETE, Outcome.FAILED, why)
 
 
 def _grace(desk: Desk) -> timedelta:

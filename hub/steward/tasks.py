@@ -67,9 +67,7 @@ def _purged(session: Session, instance_id: str) -> None:
     if instance.deleted_at is None:
         return
     instance.purged_at = now()
-    intent = instances.latest_intent(session, instance_id)
-    if intent and intent.kind == IntentKind.DELETE and intent.outcome is None:
-        instances.conclude(session, intent, Outcome.DONE)
+    instances.conclude_open(session, instance_id, IntentKind.DELETE, Outcome.DONE)
 
 
 async def finish_stops(facility: Facility, cloud: Cloud) -> None:
@@ -85,7 +83,8 @@ async def finish_stops(facility: Facility, cloud: Cloud) -> None:
 async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str) -> None:
     servers, _ = await belongings.find(cloud, facility.deployment_id, instance_id)
     if all(is_ended(server) for server in servers):
-        await facility.ask(partial(_stopped, instance_id=instance_id))
+        done = (instance_id, IntentKind.STOP, Outcome.DONE, "finished by the steward")
+        await facility.ask(lambda session: instances.conclude_open(session, *done))
         return
     # somebody may have started it again while the cloud was asked
     if instance_id not in await facility.ask(_overdue):
@@ -99,12 +98,6 @@ async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str) -> No
 def _overdue(session: Session) -> list[str]:
     open_stop = Intent.kind.in_([IntentKind.STOP, IntentKind.DELETE]) & Intent.outcome.is_(None)
     return list(session.scalars(select(Intent.instance_id).where(open_stop, Intent.asked_at < now() - STOP_OVERDUE)))
-
-
-def _stopped(session: Session, instance_id: str) -> None:
-    intent = instances.latest_intent(session, instance_id)
-    if intent and intent.kind == IntentKind.STOP and intent.outcome is None:
-        instances.conclude(session, intent, Outcome.DONE, message="finished by the steward")
 
 
 @dataclass

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from hub.configuration import Hutch
 from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import Experiment, ExperimentMember, Instance, Instrument, Plan, Proposal, User
-from hub.instances import create, mark_deleted, record_event
+from hub.instances import conclude, create, intend, is_meant_to_run, mark_deleted, record_event
 from hub.portal import launches
 from hub.portal.app import create_app
 from hub.portal.identity import Identity
@@ -215,13 +215,17 @@ async def test_what_was_deleted_comes_back_only_where_there_is_room(alone):
     assert deleted.deleted_at is not None
 
 
-async def test_a_deletion_that_the_hub_fails_is_taken_back_where_there_is_no_room(alone):
+async def test_a_deletion_that_the_hub_fails_is_taken_back_as_if_it_was_never_asked_for(alone):
     kept = alone.instance("films")
+    conclude(alone.session, intend(alone.session, kept.id, "launch", "ann"), "done")
+    ends_at = kept.ends_at
     alone.instance("one")
     alone.instance("two")
     alone.instance("three")
     answer = await alone.submit("instances/films/delete")
     assert (answer.status_code, "The hub is not well." in answer.text) == (409, True)
     alone.session.refresh(kept)
-    assert [intent.kind for intent in kept.intents] == ["delete", "restore"]
-    assert kept.deleted_at is None
+    assert [(intent.kind, intent.outcome) for intent in kept.intents] == [("launch", "done"), ("delete", "failed")]
+    assert (kept.deleted_at, kept.purge_at, kept.ends_at) == (None, None, ends_at)
+    # so the steward takes it back, if the hub lost sight of it
+    assert is_meant_to_run(alone.session, kept.id)
