@@ -41,9 +41,16 @@ def readable(dtype: pl.DataType, kind: Kind) -> bool:
     return dtype.is_nested() or dtype == pl.Object
 
 
+def stripped(frame: pl.DataFrame) -> pl.DataFrame:
+    """Without blanks around texts; a blank text is none."""
+    frame = frame.with_columns(pl.col(pl.String).str.strip_chars())
+    blank = [column.name for column in frame if column.dtype == pl.String and (column.str.len_bytes() == 0).any()]
+    return frame.with_columns(pl.col(blank).replace("", None))
+
+
 def value(name: str, dtype: pl.DataType, field: Field, zone: str) -> pl.Expr:
-    """Null where the cell is empty or cannot be read."""
-    cell = _text(name) if dtype == pl.String else pl.col(name)
+    """Null where the cell is empty or cannot be read. Of a column that is `stripped`."""
+    cell = pl.col(name)
     match field.kind:
         case Moment(ambiguous):
             return _moment(cell, dtype, zone, ambiguous).alias(name)
@@ -56,7 +63,7 @@ def unread(name: str, cell: str, dtype: pl.DataType, field: Field) -> Iterator[C
     """Cells that hold something which is no value. cell: the column as it came; name: what was read of it."""
     if dtype == pl.Null:
         return
-    given = _text(cell) if dtype == pl.String else pl.col(cell)
+    given = pl.col(cell)
     lost = given.is_not_null() & pl.col(name).is_null()
     match field.kind:
         case Moment():
@@ -91,11 +98,6 @@ def wrong(name: str, field: Field) -> Iterator[Check]:
 
 def fault(name: str) -> str:
     return f"_fault_{name}"
-
-
-def _text(name: str) -> pl.Expr:
-    stripped = pl.col(name).str.strip_chars()
-    return pl.when(stripped != "").then(stripped)
 
 
 def _said(words: str, cell: pl.Expr) -> pl.Expr:

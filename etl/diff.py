@@ -46,11 +46,10 @@ def compare(sieve: Sieve, rejections: pl.DataFrame, scope: Scope | None, *, whol
     known, fresh = pl.col(SOURCE).is_not_null(), sieve.rows.filter(DIFFERS)
     ours = (pl.col(SOURCE) == sieve.source) & ~pl.col(ENDED)
     live = sieve.held.select(ours.sum()).item()
-    ended = sieve.held.select(sieve.shape.key).clear()
-    all_named = sieve.rows.select(ours.sum()).item() == live
-    if not all_named and sieve.certain and (whole or scope):
-        told = sieve.held.filter(ours, pl.col(scope.column).is_in(list(scope.values)) if scope else True)
-        ended = told.join(sieve.read, on=sieve.shape.key, how="anti").select(sieve.shape.key)
+    told = pl.lit(sieve.certain and (whole or scope is not None))
+    if scope:
+        told &= pl.col(scope.column).is_in(list(scope.values))
+    ended = sieve.unnamed().filter(ours & told).select(sieve.shape.key)
     at_fault = rejections.group_by("place", "line").agg(pl.col("skipped").all())["skipped"]
     return Change(
         added=fresh.filter(~known).select(*sieve.shape.stored),

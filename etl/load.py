@@ -163,11 +163,11 @@ def _compare_all(
         }
         for name in held:
             if name not in frames:
-                known[name] = ids(held[name].result(), None, None)
+                known[name] = ids(held[name].result()(), None, None)
                 continue
             tell(f"comparing {name}")
             sieve = Sieve(name, frames[name], source.time_zone, today)
-            sieve.meet(held[name].result(), source.name)
+            sieve.meet(held[name].result()(), source.name)
             sieve.check_values()
             if name == "user":
                 sieve.check_logins()

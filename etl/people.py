@@ -46,10 +46,10 @@ class Found:
 
 
 def find(connection: Connection, source: Source, extract: Extract) -> Found:
-    known = store.read(connection, "SELECT issuer, subject, user_id FROM identity", IDENTITY)
+    known = store.read(connection, "SELECT issuer, subject, user_id FROM identity", IDENTITY)()
     if source.users == "own":
         return Found(extract, known)
-    users = store.held(connection, SHAPES["user"], TRAITS)
+    users = store.held(connection, SHAPES["user"], TRAITS)()
     people = match(_people(extract.frames.get("user")), users, known, issuer_of(source.name))
     sure = people.filter(pl.col("user_id").is_not_null())
     linked = sure.filter(pl.col("by_source").is_null()).select(
@@ -66,7 +66,7 @@ def _people(frame: pl.DataFrame | None) -> pl.DataFrame:
     columns = [*TRAITS, *ACCOUNT]
     if frame is None:
         return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-    good = frame.filter(pl.col(FAULT).is_null()) if FAULT in frame.columns else frame
+    good = cells.stripped(frame.filter(pl.col(FAULT).is_null()) if FAULT in frame.columns else frame)
     fields = SHAPES["user"].fields
     read = (cells.value(name, good.schema[name], fields[name], "UTC") for name in columns if name in good.columns)
     people = good.select(read).with_columns(pl.lit(None, pl.String).alias(name) for name in columns if name not in good.columns)
@@ -119,8 +119,7 @@ def _translated(extract: Extract, ids: pl.DataFrame, suggested: pl.DataFrame, so
         frames[name] = frame
         if "user_id" not in SHAPES[name].fields or "user_id" not in frame.columns:
             continue
-        person = cells.value("user_id", frame.schema["user_id"], SHAPES[name].fields["user_id"], "UTC")
-        named = frame.with_columns(person.alias("_person"))
+        named = cells.stripped(frame).with_columns(pl.col("user_id").cast(pl.String).alias("_person"))
         named = named.join(ids.select(_person="id", _user="user_id"), on="_person", how="left", maintain_order="left")
         named = named.join(likely, left_on="_person", right_on="subject", how="left", maintain_order="left")
         hint = pl.format("; perhaps user {}: confirm with `hutch etl link {} {} USER`", "_likely", pl.lit(source), "_person")
@@ -144,7 +143,7 @@ def signed(found: Found, users: pl.DataFrame) -> Found:
 def keep(connection: Connection, found: Found, at: datetime) -> None:
     """Note who was found, and who may be."""
     store.insert(connection, "identity", found.linked.with_columns(linked_at=pl.lit(at, TIME)))
-    before = store.read(connection, "SELECT issuer, subject, user_id FROM identity_suggestion", IDENTITY)
+    before = store.read(connection, "SELECT issuer, subject, user_id FROM identity_suggestion", IDENTITY)()
     fresh = found.suggested.join(before, on=[*IDENTITY], how="anti")
     store.insert(connection, "identity_suggestion", fresh.with_columns(since=pl.lit(at, TIME)))
     # confirmed meanwhile, or found by something better

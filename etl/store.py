@@ -7,7 +7,7 @@ All within the caller's transaction. Moments cross as text in UTC, which both un
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,10 @@ ROWS_AT_ONCE = 50_000
 MANY_ROWS = 20_000
 
 
+# asked for, and not yet a frame
+Later = Callable[[], pl.DataFrame]
+
+
 def _list(names: Iterable[str], form: str = '"{0}"', between: str = ", ") -> str:
     return between.join(form.format(name) for name in names)
 
@@ -37,30 +41,43 @@ def _is_postgresql(connection: Connection) -> bool:
 # --- out
 
 
-def held(connection: Connection, shape: Shape, columns: Iterable[str]) -> pl.DataFrame:
+def held(connection: Connection, shape: Shape, columns: Iterable[str]) -> Later:
     """These fields of all records of a table, with their `_source` and whether they have `_ended`."""
     dtypes = {name: shape.stored[name] for name in columns}
     ended = "CASE WHEN ended_at IS NULL THEN 0 ELSE 1 END"
     query = f'SELECT {_list(dtypes)}, source, {ended} FROM "{shape.name}"'
-    frame = read(connection, query, {**dtypes, SOURCE: pl.String(), ENDED: pl.Int64()})
-    return frame.with_columns(
-        pl.col(ENDED).cast(pl.Boolean), *(plans.respelled(frame[name]) for name in shape.json if name in dtypes)
-    )
+    later = read(connection, query, {**dtypes, SOURCE: pl.String(), ENDED: pl.Int64()})
+
+    def frame() -> pl.DataFrame:
+        records = later()
+        spelled = (plans.respelled(records[name]) for name in shape.json if name in dtypes)
+        return records.with_columns(pl.col(ENDED).cast(pl.Boolean), *spelled)
+
+    return frame
 
 
-def read(connection: Connection, query: str, dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame:
+def read(connection: Connection, query: str, dtypes: Mapping[str, pl.DataType]) -> Later:
+    """The answer is fetched now, and becomes a frame when it is called: another thread can do that while this one reads on."""
     texts = {name: pl.String() if dtype == TIME else dtype for name, dtype in dtypes.items()}
+    moments = [name for name, dtype in dtypes.items() if dtype == TIME]
     if _is_postgresql(connection):
         data = _copied(connection, query)
-        frame = pl.read_csv(data, has_header=False, schema=texts) if data else pl.DataFrame(schema=texts)
-    else:
-        rows = connection.exec_driver_sql(query).fetchall()
-        frame = pl.DataFrame([tuple(row) for row in rows], texts, orient="row")
-    moments = (name for name, dtype in dtypes.items() if dtype == TIME)
-    return frame.with_columns(
-        pl.col(name).str.strip_suffix("+00").str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", time_zone="UTC")
-        for name in moments
-    )
+        return lambda: _with_moments(
+            pl.read_csv(data, has_header=False, schema=texts) if data else pl.DataFrame(schema=texts), moments
+        )
+    rows = [tuple(row) for row in connection.exec_driver_sql(query)]
+    return lambda: _with_moments(pl.DataFrame(rows, texts, orient="row"), moments)
+
+
+def _with_moments(frame: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:
+    for name in names:
+        text = frame[name].str.strip_suffix("+00").str.strip_suffix(".000000")
+        # nearly all are whole seconds, and read four times as fast
+        times = text.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", time_zone="UTC", strict=False)
+        if times.null_count() > text.null_count():
+            times = text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", time_zone="UTC")
+        frame = frame.with_columns(times)
+    return frame
 
 
 def _copied(connection: Connection, query: str) -> bytes:

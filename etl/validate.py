@@ -20,7 +20,7 @@ from etl import cells, plans
 from etl.frames import FAULT, LINE, PLACE, SourceError
 from etl.schema import SHAPES, STRENGTH, Moment, Parts, Shape
 
-ROW, UNKNOWN, SOURCE, ENDED, DIFFERS = "_row", "_unknown", "_source", "_ended", "_differs"
+ROW, UNKNOWN, SOURCE, ENDED, DIFFERS, HELD = "_row", "_unknown", "_source", "_ended", "_differs", "_held"
 REJECTION = {
     "record": pl.String,
     "place": pl.String,
@@ -108,7 +108,7 @@ class Sieve:
         """Find out which rows differ from the records. held: the table's fields, `_source` and `_ended`."""
         self.held, self.source, key = held, source, self.shape.key
         values = [name for name in self.shape.stored if name not in key]
-        there = held.rename({name: f"_held_{name}" for name in values})
+        there = held.rename({name: f"_held_{name}" for name in values}).with_row_index(HELD)
         same = (pl.col(name).eq_missing(pl.col(f"_held_{name}")) for name in values)
         self.rows = self.rows.join(there, on=key, how="left", maintain_order="left").with_columns(
             pl.all_horizontal(pl.col(SOURCE).eq_missing(pl.lit(source)), ~pl.col(ENDED), *same)
@@ -116,6 +116,8 @@ class Sieve:
             .not_()
             .alias(DIFFERS)
         )
+        met = self.rows[HELD].drop_nulls()
+        self.unmet = held.filter(pl.repeat(True, held.height, eager=True).scatter(met, False))
         if self.shape.name in BY_HAND:
             self.rows = self.rows.filter(pl.col(SOURCE).ne_missing(pl.lit("")))
 
@@ -202,6 +204,12 @@ class Sieve:
             )
         )
 
+    def unnamed(self) -> pl.DataFrame:
+        """The records that no row names, not even one that is rejected."""
+        if not (self._faults and self.unmet.height):
+            return self.unmet
+        return self.unmet.join(self.read.join(pl.concat(self._faults), on=ROW, how="semi"), on=self.shape.key, how="anti")
+
     @property
     def certain(self) -> bool:
         """Whether what is not named can be taken for gone: a row whose key cannot be read might be any record's."""
@@ -220,6 +228,7 @@ def _prepared(shape: Shape, frame: pl.DataFrame, today: datetime) -> pl.DataFram
         [pl.lit(None).alias(name) for name in shape.fields if name not in frame.columns]
         + [default.alias(name) for name, default in origin.items() if name not in frame.columns]
     )
+    frame = cells.stripped(frame)
     for name, field in shape.fields.items():
         if not cells.readable(frame.schema[name], field.kind):
             raise SourceError(f"{shape.name}: the column {name!r} holds {frame.schema[name]}, which cannot be read")
