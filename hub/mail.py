@@ -29,15 +29,18 @@ async def send(hutch: Hutch, to: str, subject: str, text: str) -> None:
     if not hutch.smtp_url:
         return
     message = EmailMessage()
-    message["From"], message["To"], message["Subject"] = hutch.mail_from, to, " ".join(subject.split())
+    try:
+        message["From"], message["To"], message["Subject"] = hutch.mail_from, to, " ".join(subject.split())
+    except ValueError as error:
+        raise NotSentError(f"{to!r} is no address: {error}") from error
     message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=hutch.mail_from.rpartition("@")[2].rstrip(">"))
     # RFC 3834: no out-of-office answers
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text)
-    client = aiosmtplib.SMTP(**_connection(hutch))
     try:
+        client = aiosmtplib.SMTP(**_connection(hutch))
         await client.connect()
-    except (aiosmtplib.SMTPException, OSError) as error:
+    except (aiosmtplib.SMTPException, OSError, ValueError) as error:
         raise NotSentError(f"the mail server {hutch.smtp_url} cannot be used: {error}") from error
     try:
         await client.send_message(message)
@@ -56,6 +59,9 @@ def _connection(hutch: Hutch) -> dict[str, Any]:
     options: dict[str, Any] = {"hostname": url.hostname, "port": url.port, "timeout": ANSWER_SECONDS}
     options["use_tls"] = url.scheme == "smtps"
     if hutch.smtp_login_file:
-        login = (config_path().parent / hutch.smtp_login_file).read_text().split("\n")
-        options |= {"username": login[0].strip(), "password": login[1].strip(), "start_tls": not options["use_tls"]}
+        file = config_path().parent / hutch.smtp_login_file
+        lines = file.read_text().split("\n")
+        if len(lines) < 2:
+            raise ValueError(f"{file} has no password in its second line")
+        options |= {"username": lines[0].strip(), "password": lines[1].strip(), "start_tls": not options["use_tls"]}
     return options

@@ -150,6 +150,20 @@ async def test_a_server_that_cannot_encrypt_gets_no_password(serve, tmp_path, mo
         await mail.send(Hutch(smtp_url=serve(), smtp_login_file="login"), "ann@facility.example", "Hello", "there")
 
 
+@pytest.mark.parametrize("login", [None, b"hutch", b"\xff\n"], ids=["missing", "no-password", "no-text"])
+async def test_without_a_login_that_can_be_read_nothing_is_sent(serve, tmp_path, monkeypatch, login):
+    monkeypatch.setenv("HUTCH_CONFIG", str(tmp_path / "jupyterhub_config.py"))
+    if login is not None:
+        (tmp_path / "login").write_bytes(login)
+    with pytest.raises(mail.NotSentError, match="cannot be used"):
+        await mail.send(Hutch(smtp_url=serve(), smtp_login_file="login"), "ann@facility.example", "Hello", "there")
+
+
+async def test_to_what_is_no_address_nothing_is_sent(serve):
+    with pytest.raises(mail.NotSentError, match="is no address"):
+        await mail.send(Hutch(smtp_url=serve()), "ann@facility.example\nBcc: all@facility.example", "Hello", "there")
+
+
 def test_another_kind_of_address_is_refused():
     with pytest.raises(TraitError, match="smtp://"):
         Hutch(smtp_url="localhost:25")
