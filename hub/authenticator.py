@@ -52,12 +52,16 @@ class ActingServerHandler(_Acting, UserServerAPIHandler):
     """One server of a user."""
 
 
-# JupyterHub's own admin right includes opening anybody's notebook and making anybody's tokens. To open is the owner's to grant (see
-# access.ADMIN_ACTIONS), so a facility's admins get a role of ours, by their group
+# JupyterHub's own admin right includes opening anybody's notebook and making anybody's tokens; its scope `admin:users` includes
+# reading the refresh tokens of their sign-ons, and taking somebody's name. To open is the owner's to grant (see access.MAY), so
+# a facility's admins get a role of ours, by their group
 ADMIN_ROLE = {
     "name": "facility-admin",
     "description": "Sees and runs everybody's instances, without opening them",
-    "scopes": ["admin-ui", "admin:users", "admin:servers", "read:groups", "list:groups", "read:hub", "read:metrics"],
+    "scopes": [
+        *("admin-ui", "users", "delete:users", "read:roles:users", "admin:servers"),
+        *("read:groups", "list:groups", "read:hub", "read:metrics"),
+    ],
     "groups": ["role-admin"],
 }
 
@@ -107,7 +111,14 @@ class FacilityUsers(Authenticator):
         return f" Please ask {contact}." if contact else ""
 
     async def refresh_user(self, user: Any, handler: Any = None) -> bool | dict[str, Any]:
-        return await self.facility_model(user.name) or False
+        if handler is not None:
+            # JupyterHub 6.1.1 reads this when a browser's session has ended, and trips, as only requests with a token have it
+            handler._token_authenticated = getattr(handler, "_token_authenticated", False)
+        return await self.goes_on(user, handler) and (await self.facility_model(user.name) or False)
+
+    async def goes_on(self, user: Any, handler: Any) -> bool:
+        """Whether the sign-on itself still holds. handler: the request's, or None outside of any."""
+        return True
 
     def delete_user(self, user: Any) -> None:
         """JupyterHub cannot delete a user whose servers run, and finds that out half-way."""

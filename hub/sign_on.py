@@ -207,18 +207,16 @@ class FacilityAuthenticator(FacilityUsers):
         )
 
     async def refresh_user(self, user: Any, handler: Any = None) -> bool | dict[str, Any]:
-        if handler is not None:
-            # JupyterHub 6.1.1 reads this when a browser's session has ended, and trips, as only requests with a token have it
-            handler._token_authenticated = getattr(handler, "_token_authenticated", False)
-        # one at a time: a refresh token that is used twice ends the session
-        async with self._asking[user.name]:
-            if not await self._goes_on(user, handler):
-                return False
         model = await super().refresh_user(user, handler)
         if isinstance(model, dict) and sorted(model["groups"]) == sorted(group.name for group in user.groups):
             # JupyterHub would write the auth_state that it has read, over one that was renewed meanwhile
             return True
         return model
+
+    async def goes_on(self, user: Any, handler: Any) -> bool:
+        # one at a time: a refresh token that is used twice ends the session
+        async with self._asking[user.name]:
+            return await self._goes_on(user, handler)
 
     async def _goes_on(self, user: Any, handler: Any) -> bool:
         session = await user.get_auth_state()

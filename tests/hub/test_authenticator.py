@@ -41,6 +41,7 @@ def test_who_leaves_while_signed_on_is_signed_out(hub):
     browser, _ = hub.sign_on(visitor.login)
     leave(hub, visitor)
     until(lambda: "/hub/login" in hub.page("/hub/token", browser).url, "the sign-on page is shown instead of the token page")
+    assert "_token_authenticated" not in hub.log()
 
 
 def leave(hub: FacilityHub, visitor: Visitor) -> None:

@@ -313,6 +313,13 @@ def test_an_admin_neither_opens_an_instance_of_others_nor_makes_their_tokens(hub
     assert hub.api("POST", f"users/{visitor.login}/tokens", admin.token, json={}).status_code in (403, 404)
 
 
+def test_an_admin_neither_reads_the_sign_on_of_others_nor_takes_their_name(hub, admin):
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    assert "auth_state" not in hub.api("GET", f"users/{visitor.login}", admin.token).json()
+    assert hub.api("PATCH", f"users/{admin.login}", admin.token, json={"name": f"{visitor.login}-2"}).status_code == 403
+
+
 def test_an_admin_starts_and_stops_for_others_and_it_is_noted_who_did(hub, admin):
     visitor = hub.visitor()
     hub.launched(visitor)
