@@ -30,7 +30,7 @@ from hub.database.engine import open_database, upgrade
 
 USERS, PROPOSALS, EXPERIMENTS, MEMBERS = 200_000, 100_000, 200_000, 500_000
 INSTRUMENTS, TEAM = 50, 5
-ROUNDS = 2
+ROUNDS = 3
 SAMPLE = 2_000
 SOURCE = Source(name="bench")
 TABLES = ("user", "instrument", "proposal", "experiment", "experiment_member")

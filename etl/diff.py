@@ -9,7 +9,7 @@ import polars as pl
 
 from etl.frames import Scope
 from etl.schema import Shape
-from etl.validate import DIFFERS, ENDED, SOURCE, Ids, Sieve
+from etl.validate import DIFFERS, ENDED, ROW, SOURCE, Ids, Sieve
 
 EXAMPLES = 5
 
@@ -38,7 +38,7 @@ class Change:
         return sets | {name: getattr(self, name) for name in ("unchanged", "rejected", "skipped")}
 
 
-def compare(sieve: Sieve, rejections: pl.DataFrame, scope: Scope | None, *, whole: bool) -> Change:
+def compare(sieve: Sieve, scope: Scope | None, *, whole: bool) -> Change:
     """A record that ended and is named again changes: it holds once more. Only this source's own records may end.
 
     scope: which records the rows tell about, where they are not of the whole table.
@@ -50,7 +50,7 @@ def compare(sieve: Sieve, rejections: pl.DataFrame, scope: Scope | None, *, whol
     if scope:
         told &= pl.col(scope.column).is_in(list(scope.values))
     ended = sieve.unnamed().filter(ours & told).select(sieve.shape.key)
-    at_fault = rejections.group_by("place", "line").agg(pl.col("skipped").all())["skipped"]
+    at_fault = sieve.faults.group_by(ROW).agg(pl.col("skipped").all())["skipped"]
     return Change(
         added=fresh.filter(~known).select(*sieve.shape.stored),
         changed=fresh.filter(known).select(*sieve.shape.stored),

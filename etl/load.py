@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
-from sqlalchemy import Connection, Engine, delete, func, insert, select, text
+from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
 
 from etl import people, store
 from etl.diff import Change, compare, ids
@@ -25,7 +24,7 @@ from etl.guard import removals, unreadable
 from etl.schema import SHAPES, TIME
 from etl.source import Source
 from etl.validate import ENDED, REJECTION, Sieve
-from hub.database.engine import check_current, take_turn
+from hub.database.engine import DatabaseError, check_current, take_turn
 from hub.database.tables import EtlRejection, EtlRun, RunKind, now
 
 REJECTIONS_KEPT = 10_000
@@ -90,7 +89,8 @@ def run(
                     _apply(connection, found, report, started_at, tell)
                     connection.commit()
         except Exception as error:
-            if not dry_run:
+            # a database that cannot be used takes no note either
+            if not dry_run and not isinstance(error, DatabaseError):
                 _note(engine, report, started_at, "failed", str(error) if isinstance(error, SourceError) else repr(error))
             raise
         if report.objections and not dry_run:
@@ -177,7 +177,7 @@ def _compare_all(
             if name == "user":
                 found = people.signed(found, sieve.rows)
             rejections = sieve.rejections()
-            change = compare(sieve, rejections, extract.scopes.get(name), whole=name not in extract.scopes)
+            change = compare(sieve, extract.scopes.get(name), whole=name not in extract.scopes)
             report.changes[name], report.counts[name] = change, change.counts
             report.rejections = pl.concat([report.rejections, rejections])
             if "id" in sieve.shape.key:
@@ -206,30 +206,23 @@ def _apply(connection: Connection, found: people.Found, report: Report, started_
         gone = {"run_id": origin["run_id"], "ended_at": pl.lit(started_at, TIME)}
         store.merge(connection, shape, change.ended.with_columns(**gone), run_id)
     people.keep(connection, found, started_at)
+    connection.execute(update(EtlRun).where(EtlRun.id == run_id).values(finished_at=now()))
 
 
 def _run(connection: Connection, report: Report, started_at: datetime, outcome: str, message: str | None) -> int:
     """Note the run, and its rejected rows in place of those of the source's runs before."""
-    row: dict[str, Any] = {
-        "source": report.source,
-        "adapter": report.adapter,
-        "kind": report.kind,
-        "batch": report.batch,
-        "started_at": started_at,
-        "finished_at": now(),
-        "outcome": outcome,
-        "counts": report.counts,
-        "message": message,
-    }
-    run_id = connection.execute(insert(EtlRun).returning(EtlRun.id), row).scalar_one()
+    told = {name: getattr(report, name) for name in ("source", "adapter", "kind", "batch", "counts")}
+    times = {"started_at": started_at, "finished_at": now()}
+    row = insert(EtlRun).values(told | times | {"outcome": outcome, "message": message})
+    run_id = connection.execute(row.returning(EtlRun.id)).scalar_one()
     if report.kind == RunKind.LOAD and outcome == "done":
         before = select(EtlRun.id).where(EtlRun.source == report.source)
         connection.execute(delete(EtlRejection).where(EtlRejection.run_id.in_(before)))
     rejected = report.rejections.sort("skipped").head(REJECTIONS_KEPT).drop("skipped")
     # PostgreSQL takes any character but one
-    rejected = rejected.with_columns(pl.col("place", "key", "reason").str.replace_all("\0", "\u2400", literal=True))
-    shortened = pl.col("place", "key").fill_null("").str.slice(0, 250)
-    store.insert(connection, "etl_rejection", rejected.with_columns(shortened, run_id=pl.lit(run_id, pl.Int64)))
+    plain = pl.col("place", "key", "reason").fill_null("").str.replace_all("\0", "\u2400", literal=True)
+    rejected = rejected.with_columns(plain).with_columns(pl.col("place", "key").str.slice(0, 250))
+    store.insert(connection, "etl_rejection", rejected.with_columns(run_id=pl.lit(run_id, pl.Int64)))
     return run_id
 
 

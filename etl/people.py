@@ -28,6 +28,7 @@ NOBODY = pl.DataFrame(schema={**IDENTITY, "linked_by": pl.String})
 NO_SUGGESTION = pl.DataFrame(schema={**IDENTITY, "reason": pl.String})
 # of a source's people, and of users
 TRAITS = ["id", "login", "orcid", "email"]
+TRACE = ["id", "user_id", "how"]
 
 
 def issuer_of(source: str) -> str:
@@ -49,88 +50,67 @@ def find(connection: Connection, source: Source, extract: Extract) -> Found:
     known = store.read(connection, "SELECT issuer, subject, user_id FROM identity", IDENTITY)()
     if source.users == "own":
         return Found(extract, known)
+    issuer = pl.lit(issuer_of(source.name))
+    ours = known.filter(pl.col("issuer") == issuer)
     users = store.held(connection, SHAPES["user"], TRAITS)()
-    people = match(_people(extract.frames.get("user")), users, known, issuer_of(source.name))
-    sure = people.filter(pl.col("user_id").is_not_null())
-    linked = sure.filter(pl.col("by_source").is_null()).select(
-        issuer=pl.lit(issuer_of(source.name)), subject="id", user_id="user_id", linked_by="linked_by"
-    )
-    suggested = suggestions(people.join(sure, on="id", how="anti"), users, issuer_of(source.name))
-    ids = known.filter(pl.col("issuer") == issuer_of(source.name)).select(id="subject", user_id="user_id")
-    ids = pl.concat([sure.select("id", "user_id"), ids.join(sure, on="id", how="anti")])
-    return Found(_translated(extract, ids, suggested, source.name), known, linked, suggested)
+    sure, likely = match(_people(extract.frames.get("user")), users, known, ours)
+    linked = sure.select(issuer=issuer, subject="id", user_id="user_id", linked_by="how").join(ours, on=ACCOUNT, how="anti")
+    suggested = likely.select(issuer=issuer, subject="id", user_id="user_id", reason=pl.format("has the same {}", "how"))
+    return Found(_translated(extract, sure, likely, source.name), known, linked, suggested)
 
 
 def _people(frame: pl.DataFrame | None) -> pl.DataFrame:
     """One row for each id, with null for what is not said."""
-    columns = [*TRAITS, *ACCOUNT]
+    schema = dict.fromkeys([*TRAITS, *ACCOUNT], pl.String)
     if frame is None:
-        return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+        return pl.DataFrame(schema=schema)
     good = cells.stripped(frame.filter(pl.col(FAULT).is_null()) if FAULT in frame.columns else frame)
-    fields = SHAPES["user"].fields
-    read = (cells.value(name, good.schema[name], fields[name], "UTC") for name in columns if name in good.columns)
-    people = good.select(read).with_columns(pl.lit(None, pl.String).alias(name) for name in columns if name not in good.columns)
+    people = good.select(
+        pl.col(name).cast(pl.String) if name in good.columns else pl.lit(None, pl.String).alias(name) for name in schema
+    )
     return people.filter(pl.col("id").is_not_null()).unique("id", keep="first", maintain_order=True)
 
 
-def match(people: pl.DataFrame, users: pl.DataFrame, known: pl.DataFrame, issuer: str) -> pl.DataFrame:
-    """With the `user_id` of whom a person is for sure (else null), and by what they are `linked_by`.
+def match(people: pl.DataFrame, users: pl.DataFrame, known: pl.DataFrame, ours: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Who is which user for sure, and who may be: id, user_id and how. ours: what is known of people of this source, by their ids.
 
     A login and an ORCID iD that lead to two different users lead nowhere.
     """
-    only = users.filter(pl.col("orcid").is_unique() & pl.col("orcid").is_not_null())
-    ours = known.filter(pl.col("issuer") == issuer)
-    traced = (
-        people.join(known.rename({"user_id": "by_account"}), on=ACCOUNT, how="left")
-        .join(ours.select(id="subject", by_source="user_id"), on="id", how="left")
-        .join(users.select("login", by_login="id"), on="login", how="left")
-        .join(only.select("orcid", by_orcid="id"), on="orcid", how="left")
+    users = users.rename({"id": "user_id"})
+
+    def traced(how: str, on: str | list[str], among: pl.DataFrame) -> pl.DataFrame:
+        return people.join(among, on=on).select("id", "user_id", how=pl.lit(how))
+
+    certain = pl.concat(
+        [traced("account", ACCOUNT, known), ours.select("user_id", id="subject", how=pl.lit("source")).select(TRACE)]
     )
-    torn = (pl.col("by_login") != pl.col("by_orcid")).fill_null(False)
-    traces = {"account": "by_account", "source": "by_source", "login": "by_login", "orcid": "by_orcid"}
-    allowed = {how: pl.col(name) if how in ("account", "source") else pl.when(~torn).then(name) for how, name in traces.items()}
-    return traced.with_columns(
-        user_id=pl.coalesce(*allowed.values()),
-        linked_by=pl.coalesce(*(pl.when(user.is_not_null()).then(pl.lit(how)) for how, user in allowed.items())),
-    )
+    guessed = pl.concat([traced("login", "login", users), traced("orcid", "orcid", users)])
+    agreed = guessed.filter(pl.col("user_id").n_unique().over("id") == 1)
+    sure = pl.concat([certain, agreed]).unique("id", keep="first", maintain_order=True)
+    lower = pl.col("email").str.to_lowercase()
+    people, users = people.with_columns(lower), users.with_columns(lower)
+    likely = pl.concat([guessed, traced("e-mail address", "email", users)]).join(sure, on="id", how="anti")
+    return sure, likely.unique(["id", "user_id"], keep="first", maintain_order=True)
 
 
-def suggestions(people: pl.DataFrame, users: pl.DataFrame, issuer: str) -> pl.DataFrame:
-    """Users whom staff may confirm for people who are not known."""
-    by_mail = people.with_columns(mail=pl.col("email").str.to_lowercase()).join(
-        users.select(found="id", mail=pl.col("email").str.to_lowercase()), on="mail"
-    )
-    found = [by_mail.select("id", "found", reason=pl.lit("has the same e-mail address"))]
-    for name, words in (("by_login", "login"), ("by_orcid", "ORCID iD")):
-        reason = pl.lit(f"has the same {words}, and of another user the {'ORCID iD' if words == 'login' else 'login'}")
-        found.append(people.filter(pl.col(name).is_not_null()).select("id", found=name, reason=reason))
-    several = pl.concat(found).unique(["id", "found"], keep="last", maintain_order=True)
-    return several.select(issuer=pl.lit(issuer), subject="id", user_id="found", reason="reason")
-
-
-def _translated(extract: Extract, ids: pl.DataFrame, suggested: pl.DataFrame, source: str) -> Extract:
+def _translated(extract: Extract, sure: pl.DataFrame, likely: pl.DataFrame, source: str) -> Extract:
     """The facility's ids in place of the source's; rows of people who are not known say so."""
-    likely = suggested.group_by("subject").agg(pl.col("user_id").sort().str.join(", ").alias("_likely"))
-    frames: Frames = {}
-    scopes: dict[str, Scope | None] = dict(extract.scopes)
-    for name, frame in extract.frames.items():
-        if name == "user":
-            continue
-        frames[name] = frame
-        if "user_id" not in SHAPES[name].fields or "user_id" not in frame.columns:
-            continue
-        named = cells.stripped(frame).with_columns(pl.col("user_id").cast(pl.String).alias("_person"))
-        named = named.join(ids.select(_person="id", _user="user_id"), on="_person", how="left", maintain_order="left")
-        named = named.join(likely, left_on="_person", right_on="subject", how="left", maintain_order="left")
-        hint = pl.format("; perhaps user {}: confirm with `hutch etl link {} {} USER`", "_likely", pl.lit(source), "_person")
-        reason = pl.format("person '{}' of this source is not known as a user{}", "_person", hint.fill_null(""))
-        unknown = pl.when(pl.col("_user").is_null() & pl.col("_person").is_not_null()).then(reason)
-        frames[name] = named.with_columns(unknown.alias(UNKNOWN), pl.col("_user").alias("user_id")).drop(
-            "_person", "_user", "_likely"
-        )
+    hints = likely.group_by("id").agg(pl.col("user_id").sort().str.join(", ").alias("_likely"))
+    hint = pl.format("; perhaps user {}: confirm with `hutch etl link {} {} USER`", "_likely", pl.lit(source), "id")
+    reason = pl.format("person '{}' of this source is not known as a user{}", "id", hint.fill_null(""))
+    ids = sure.select("id", _user="user_id").join(hints, on="id", how="full", coalesce=True)
+    frames: Frames = {name: frame for name, frame in extract.frames.items() if name != "user"}
+    scopes = dict(extract.scopes)
+    for name, frame in frames.items():
+        if "user_id" in SHAPES[name].fields and "user_id" in frame.columns:
+            named = cells.stripped(frame).with_columns(pl.col("user_id").cast(pl.String).alias("id"))
+            named = named.join(ids, on="id", how="left", maintain_order="left")
+            unknown = pl.when(pl.col("_user").is_null() & pl.col("id").is_not_null()).then(reason)
+            named = named.with_columns(unknown.alias(UNKNOWN), pl.col("_user").alias("user_id"))
+            frames[name] = named.drop("id", "_user", "_likely")
         scope = scopes.get(name)
         if scope and scope.column == "user_id":
-            scopes[name] = Scope("user_id", frozenset(ids.filter(pl.col("id").is_in(list(scope.values)))["user_id"]))
+            scopes[name] = Scope("user_id", frozenset(sure.filter(pl.col("id").is_in(list(scope.values)))["user_id"]))
     return Extract(frames, scopes)
 
 

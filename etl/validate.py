@@ -21,13 +21,8 @@ from etl.frames import FAULT, LINE, PLACE, SourceError
 from etl.schema import SHAPES, STRENGTH, Moment, Parts, Shape
 
 ROW, UNKNOWN, SOURCE, ENDED, DIFFERS, HELD = "_row", "_unknown", "_source", "_ended", "_differs", "_held"
-REJECTION = {
-    "record": pl.String,
-    "place": pl.String,
+REJECTION = dict.fromkeys(("record", "place", "line", "key", "field", "reason"), pl.String) | {
     "line": pl.Int64,
-    "key": pl.String,
-    "field": pl.String,
-    "reason": pl.String,
     # for a reason that is nobody's fault, such as a person without a login: it does not count against the source
     "skipped": pl.Boolean,
 }
@@ -85,7 +80,7 @@ class Sieve:
     def _drop(self) -> None:
         """Faults of one kind are all told; of the next kind, only those of rows that were good until then."""
         if self._faults:
-            self.rows = self.rows.join(pl.concat(self._faults), on=ROW, how="anti", maintain_order="left")
+            self.rows = self.rows.join(self.faults, on=ROW, how="anti", maintain_order="left")
 
     def _check_twins(self) -> None:
         """Two rows of one record: the same twice is once, several parts of a person are the strongest; all else is a mistake."""
@@ -186,12 +181,15 @@ class Sieve:
 
     # --- what came of it
 
+    @property
+    def faults(self) -> pl.DataFrame:
+        """What was found: the row, field, reason, and whether it is only skipped for it."""
+        none = pl.DataFrame(schema={ROW: pl.UInt32, "field": pl.String, "reason": pl.String, "skipped": pl.Boolean})
+        return pl.concat([none, *self._faults])
+
     def rejections(self) -> pl.DataFrame:
-        if not self._faults:
-            return pl.DataFrame(schema=REJECTION)
         return (
-            pl.concat(self._faults)
-            .join(self.read, on=ROW)
+            self.faults.join(self.read, on=ROW)
             .sort(ROW, maintain_order=True)
             .select(
                 record=pl.lit(self.shape.name),
@@ -206,9 +204,7 @@ class Sieve:
 
     def unnamed(self) -> pl.DataFrame:
         """The records that no row names, not even one that is rejected."""
-        if not (self._faults and self.unmet.height):
-            return self.unmet
-        return self.unmet.join(self.read.join(pl.concat(self._faults), on=ROW, how="semi"), on=self.shape.key, how="anti")
+        return self.unmet.join(self.read.join(self.faults, on=ROW, how="semi"), on=self.shape.key, how="anti")
 
     @property
     def certain(self) -> bool:
@@ -236,4 +232,5 @@ def _prepared(shape: Shape, frame: pl.DataFrame, today: datetime) -> pl.DataFram
             frame = frame.with_columns(*plans.read(frame[name], field.kind.model))
         elif isinstance(field.kind, Moment):
             frame = frame.with_columns(cells.relative(frame[name], today))
-    return frame.with_row_index(ROW).with_columns(pl.col(FAULT, UNKNOWN).cast(pl.String), pl.col(PLACE).fill_null(shape.name))
+    frame = frame.with_columns(pl.col(FAULT, UNKNOWN).cast(pl.String), pl.col(LINE).cast(pl.Int64).fill_null(0))
+    return frame.with_row_index(ROW).with_columns(pl.col(PLACE).fill_null(shape.name))

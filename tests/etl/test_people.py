@@ -84,8 +84,8 @@ def test_a_person_is_found_and_stays_found(facility, rows, person, user, by):
         pytest.param(
             {"login": "bob", "orcid": "0000-0002-1825-0097"},
             [
-                ("1", "has the same ORCID iD, and of another user the login"),
-                ("2", "has the same login, and of another user the ORCID iD"),
+                ("1", "has the same orcid"),
+                ("2", "has the same login"),
             ],
             id="login-and-orcid-of-two-users",
         ),
