@@ -42,7 +42,7 @@ class Kept:
 INVENTORY: dict[str, Kept] = {
     "user": Kept("to know who signs on, and to show team members to each other", ("login",)),
     "affiliation": Kept("to tell people of the same name apart"),
-    "identity": Kept("to recognise a person at the sign-on whose login or address has changed"),
+    "identity": Kept("to recognise a person at the sign-on whose login or address has changed", ("linked_by",)),
     "identity_suggestion": Kept("for staff to confirm who somebody is"),
     "user_role": Kept("to decide what a person may do"),
     "user_group": Kept("to decide what a person may do"),

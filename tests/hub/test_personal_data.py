@@ -82,6 +82,7 @@ def ada(session):
             ExperimentMember(experiment_id="E1", user_id="u-7"),
             ExperimentMember(experiment_id="E1", user_id="u-8"),
             Identity(issuer="https://sso", subject="the-sub-of-ada", user_id="u-7", linked_by="login"),
+            Identity(issuer="https://sso", subject="the-sub-of-ben", user_id="u-8", linked_by="ada"),
             Notice(user_id="u-7", subject="Hello Ada", text="Dear Ada"),
             EtlChange(run_id=run.id, record="user", key={"id": "u-7"}, before={"family_name": "Lovelace"}),
             EtlChange(
