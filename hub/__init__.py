@@ -19,10 +19,9 @@ def install(c: Config, file: Path) -> None:
     Call it last: what the site has set stays as it is, and only what is missing is filled in.
     """
     # here, so that reading this module costs nothing to whoever only wants a part of it
+    from . import services
     from .authenticator import ADMIN_ROLE
     from .configuration import Hutch
-    from .portal import service as portal
-    from .steward import service as steward
 
     folder = file.absolute().parent
     hutch = Hutch(config=c)
@@ -49,7 +48,7 @@ def install(c: Config, file: Path) -> None:
         default_url="/hub/home",
         template_paths=[str(HERE / "templates")],
     )
-    portal_url = portal.address(c.JupyterHub.subdomain_host, c.JupyterHub.get("base_url", "/"))
+    portal_url = services.portal_address(c.JupyterHub.subdomain_host, c.JupyterHub.get("base_url", "/"))
     c.JupyterHub.template_vars = {
         "portal_url": portal_url,
         "contact": hutch.contact,
@@ -58,9 +57,9 @@ def install(c: Config, file: Path) -> None:
     }
     # long enough for a refusal to be the answer, short enough not to be waited for
     c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.3, **c.JupyterHub.get("tornado_settings", {})}
-    c.JupyterHub.extra_user_scopes = sorted({*c.JupyterHub.get("extra_user_scopes", ()), *portal.USER_SCOPES})
-    c.JupyterHub.services = [*c.JupyterHub.get("services", ()), portal.service(hutch, file), steward.service(file)]
-    c.JupyterHub.load_roles = [*c.JupyterHub.get("load_roles", ()), steward.ROLE, ADMIN_ROLE]
+    c.JupyterHub.extra_user_scopes = sorted({*c.JupyterHub.get("extra_user_scopes", ()), *services.USER_SCOPES})
+    c.JupyterHub.services = [*c.JupyterHub.get("services", ()), services.portal(hutch, file), services.steward(file)]
+    c.JupyterHub.load_roles = [*c.JupyterHub.get("load_roles", ()), services.STEWARD_ROLE, ADMIN_ROLE]
 
     _fill(c.ConfigurableHTTPProxy, command=_proxy_command(), pid_file=str(state / "proxy.pid"))
     _fill(c.OpenStackSpawner, state_dir=str(state))

@@ -103,12 +103,8 @@ class FacilityUsers(Authenticator):
 
     def unknown(self, who: str) -> str:
         """What somebody reads whom the facility does not know."""
-        return f"{who} is not known to the user office of {self.facility.hutch.facility_name}.{self.whom_to_ask}"
-
-    @property
-    def whom_to_ask(self) -> str:
-        contact = self.facility.hutch.contact
-        return f" Please ask {contact}." if contact else ""
+        hutch = self.facility.hutch
+        return f"{who} is not known to the user office of {hutch.facility_name}.{hutch.whom_to_ask}"
 
     async def refresh_user(self, user: Any, handler: Any = None) -> bool | dict[str, Any]:
         if handler is not None:
@@ -127,9 +123,8 @@ class FacilityUsers(Authenticator):
         super().delete_user(user)
 
     def get_handlers(self, app: Any) -> list[tuple[str, type]]:
-        _ = (
-            self.facility.deployment_id
-        )  # opens the database: what is wrong with it is said at the hub's start, not at the first sign-on
+        # opens the database: what is wrong with it is said at the hub's start, not at the first sign-on
+        _ = self.facility.deployment_id
         self._following = asyncio.get_running_loop().create_task(GroupSync(app, self.facility).follow(self.auth_refresh_age))
         # these come before JupyterHub's own
         return [
@@ -160,17 +155,15 @@ class DemoAuthenticator(FacilityUsers):
 
         def load(session: Session) -> list[dict[str, str]]:
             query = select(User).where(User.ended_at.is_(None)).order_by(User.id)
-            users = session.scalars(query.options(selectinload(User.roles), selectinload(User.affiliation)))
-            return [_shown(user, user.roles) for user in users]
+            held = selectinload(User.roles.and_(UserRole.held(now())))
+            return [_shown(user) for user in session.scalars(query.options(held, selectinload(User.affiliation)))]
 
         return self.facility.ask_here(load)
 
 
-def _shown(user: User, roles: list[UserRole]) -> dict[str, str]:
-    at = now()
-    held = [role.role for role in roles if role.ended_at is None and (role.expires_at is None or role.expires_at > at)]
-    place = user.affiliation.name if user.affiliation else ""
-    return {"login": user.login, "name": user.name, "roles": ", ".join(sorted(held)), "affiliation": place}
+def _shown(user: User) -> dict[str, str]:
+    roles, place = sorted(role.role for role in user.roles), user.affiliation.name if user.affiliation else ""
+    return {"login": user.login, "name": user.name, "roles": ", ".join(roles), "affiliation": place}
 
 
 def is_loopback(address: str) -> bool:

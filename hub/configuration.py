@@ -273,6 +273,15 @@ class Hutch(Configurable):
         """None: without end."""
         return timedelta(days=self.lifetime_days) if self.lifetime_days else None
 
+    @property
+    def delete_grace(self) -> timedelta:
+        return timedelta(days=self.delete_grace_days)
+
+    @property
+    def whom_to_ask(self) -> str:
+        """The sentence that ends a refusal; empty where there is no contact."""
+        return f" Please ask {self.contact}." if self.contact else ""
+
     def terms(self, at: datetime) -> Terms:
         """What the rules of access need to know of this site."""
         quotas = {"": Quota(self.default_quota, self.default_core_quota)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from functools import cached_property
 from typing import TypeVar
 
@@ -41,10 +40,6 @@ class Facility:
     @cached_property
     def deployment_id(self) -> str:
         return deployment_id(self.engine)
-
-    @property
-    def delete_grace(self) -> timedelta:
-        return timedelta(days=self.hutch.delete_grace_days)
 
     async def ask(self, work: Callable[[Session], T]) -> T:
         """Runs `work` in one transaction in a thread; what it raises undoes all of it."""

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from .database.tables import (
@@ -27,9 +27,6 @@ from .database.tables import (
     Plan,
     now,
 )
-
-if TYPE_CHECKING:
-    from spawner.launch import StageEvent
 
 # launches of all plans together that count for what one can expect: the history grows for ever, the form is asked for at each key
 LATELY = 2000
@@ -103,55 +100,22 @@ def intend(session: Session, instance_id: str, kind: IntentKind, actor: str, rea
     return intent
 
 
-def conclude(
-    session: Session,
-    intent: Intent,
-    outcome: Outcome,
-    *,
-    stage: str | None = None,
-    message: str | None = None,
-    detail: str | None = None,
-) -> None:
-    intent.outcome, intent.ended_at, intent.stage, intent.message, intent.detail = outcome, now(), stage, message, detail
-    record_event(session, intent.instance_id, f"{intent.kind}-{outcome}", intent_id=intent.id, message=message or "")
+def conclude(session: Session, intent: Intent, outcome: Outcome, *, stage: str = "", message: str = "", detail: str = "") -> None:
+    intent.outcome, intent.ended_at = outcome, now()
+    intent.stage, intent.message, intent.detail = stage or None, message or None, detail or None
+    record_event(session, intent.instance_id, f"{intent.kind}-{outcome}", intent_id=intent.id, message=message)
 
 
-def conclude_open(session: Session, instance_id: str, kind: IntentKind, outcome: Outcome, message: str | None = None) -> None:
+def conclude_open(session: Session, instance_id: str, kind: IntentKind, outcome: Outcome, message: str = "") -> None:
     """Concludes the newest intent, if it is of this kind and still being carried out."""
     latest = latest_intent(session, instance_id)
     if latest and latest.outcome is None and latest.kind == kind:
         conclude(session, latest, outcome, message=message)
 
 
-def record_event(
-    session: Session,
-    instance_id: str,
-    kind: str,
-    *,
-    intent_id: int | None = None,
-    actor: str = "",
-    seconds: float | None = None,
-    message: str = "",
-) -> None:
-    session.add(
-        InstanceEvent(instance_id=instance_id, intent_id=intent_id, kind=kind, actor=actor, seconds=seconds, message=message)
-    )
-
-
-def record_stages(session: Session, instance_id: str, intent_id: int, stages: Sequence[StageEvent]) -> None:
-    """The stages of a launch that were done, all in one statement."""
-    rows = [
-        {
-            "instance_id": instance_id,
-            "intent_id": intent_id,
-            "kind": event.stage,
-            "seconds": event.seconds,
-            "message": event.message,
-        }
-        for event in stages
-    ]
-    if rows:
-        session.execute(insert(InstanceEvent), rows)
+def record_event(session: Session, instance_id: str, kind: str, **facts: Any) -> None:
+    """facts: other columns of InstanceEvent."""
+    session.add(InstanceEvent(instance_id=instance_id, kind=kind, **facts))
 
 
 def latest_intent(session: Session, instance_id: str) -> Intent | None:

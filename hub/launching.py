@@ -30,9 +30,9 @@ from .authenticator import acting_login
 from .database.engine import DatabaseError, take_turn
 from .database.tables import Instance, Intent, IntentKind, Outcome, now
 from .facility import Facility
+from .services import STEWARD
 
 T = TypeVar("T")
-STEWARD = "steward"
 CLOUD = "cloud"
 EXPECTED_FOR_SECONDS = 60.0
 # reasons of a LaunchError that are no rule's
@@ -71,11 +71,9 @@ class Granted:
 
     instance_id: str
     intent_id: int
-    image: str
-    flavor: str
+    plan: access.PlanOffer
     is_new: bool
     never_came_up: bool
-    plan_id: str
 
 
 def refusal(sentence: str, rule: str, status_code: int = 403) -> LaunchError:
@@ -104,15 +102,7 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
     else:
         plan = _check_resume(session, asked, person, instance, terms)
     intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
-    return Granted(
-        instance_id=instance.id,
-        intent_id=intent.id,
-        image=plan.image,
-        flavor=plan.flavor,
-        is_new=is_new,
-        never_came_up=instance.first_ready_at is None,
-        plan_id=plan.id,
-    )
+    return Granted(instance.id, intent.id, plan, is_new, never_came_up=instance.first_ready_at is None)
 
 
 def _may_start(
@@ -236,8 +226,8 @@ class Launching(Spawner):
             await self._refused(asked, error)
             raise
         self._by_steward = asked.by_steward
-        self.image, self.flavor, self.is_new = granted.image, granted.flavor, granted.is_new
-        self.launch.expected_seconds = await self._expected_seconds(granted.plan_id)
+        self.image, self.flavor, self.is_new = granted.plan.image, granted.plan.flavor, granted.is_new
+        self.launch.expected_seconds = await self._expected_seconds(granted.plan.id)
         self.launch.done(Stage.RIGHTS)
         hook = super().run_pre_spawn_hook()
         if isawaitable(hook):
@@ -289,8 +279,7 @@ class Launching(Spawner):
     def check_may_create(self) -> None:
         """An instance that has been used is not replaced by an empty one under its name."""
         if not self.disposable():
-            contact = f" Please ask {self.facility.hutch.contact}." if self.facility.hutch.contact else ""
-            sentence = f"The cloud no longer has the server of this instance, nor its disk.{contact}"
+            sentence = f"The cloud no longer has the server of this instance, nor its disk.{self.facility.hutch.whom_to_ask}"
             raise LaunchError(sentence, reason="server-gone")
 
     def disposable(self) -> bool:
@@ -343,17 +332,13 @@ class Launching(Spawner):
             return  # still unknown: the intent stays open, and the steward tries again later
 
         def write(session: Session) -> None:
-            instances.record_stages(session, granted.instance_id, granted.intent_id, events)
+            for event in events:
+                facts = {"seconds": event.seconds, "message": event.message, "intent_id": granted.intent_id}
+                instances.record_event(session, granted.instance_id, event.stage, **facts)
             intent = session.get_one(Intent, granted.intent_id)
             if intent.outcome is None:
-                instances.conclude(
-                    session,
-                    intent,
-                    outcome,
-                    stage=failure.stage if failure else None,
-                    message=failure.message if failure else None,
-                    detail=failure.detail if failure else None,
-                )
+                words = {"stage": failure.stage, "message": failure.message, "detail": failure.detail} if failure else {}
+                instances.conclude(session, intent, outcome, **words)
 
         await self._record("the end of a launch", write)
 
@@ -423,7 +408,7 @@ class Launching(Spawner):
 
         def mark(session: Session) -> None:
             if instance := records.find_instance(session, login, name):
-                instances.mark_deleted(session, instance, actor, "through JupyterHub", self.facility.delete_grace)
+                instances.mark_deleted(session, instance, actor, "through JupyterHub", self.facility.hutch.delete_grace)
 
         await self.facility.ask(mark)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from .database.tables import FacilityRole, Notice, User, UserRole, now
@@ -18,8 +18,7 @@ def tell(session: Session, user_id: str, subject: str, text: str) -> None:
 
 
 def tell_admins(session: Session, subject: str, text: str) -> None:
-    held = UserRole.ended_at.is_(None), or_(UserRole.expires_at.is_(None), UserRole.expires_at > now())
-    for user_id in session.scalars(select(UserRole.user_id).where(UserRole.role == FacilityRole.ADMIN, *held)):
+    for user_id in session.scalars(select(UserRole.user_id).where(UserRole.role == FacilityRole.ADMIN, UserRole.held(now()))):
         tell(session, user_id, subject, text)
 
 

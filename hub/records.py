@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, cast, func, literal, null, or_, select, true, union_all
+from sqlalchemy import ColumnElement, Select, Text, cast, func, literal, null, select, true, union_all
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from .access import Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, quota
@@ -105,12 +105,7 @@ def _visits(session: Session, user_id: str, *conditions: ColumnElement[bool]) ->
 def find_place(session: Session, instance: Instance, person: Person, terms: Terms) -> Place:
     """An instance as the rules see it when they are asked about this person."""
     part = select(InstanceMember.role).where(InstanceMember.user_id == person.id, InstanceMember.ended_at.is_(None))
-    is_staff = select(UserRole.user_id).where(
-        UserRole.user_id == instance.owner_id,
-        UserRole.role == FacilityRole.STAFF,
-        UserRole.ended_at.is_(None),
-        or_(UserRole.expires_at.is_(None), UserRole.expires_at > terms.at),
-    )
+    is_staff = select(UserRole.user_id).filter_by(user_id=instance.owner_id, role=FacilityRole.STAFF).where(UserRole.held(terms.at))
     role = session.scalar(part.where(InstanceMember.instance_id == instance.id))
     chosen = select(InstanceExperiment.experiment_id).where(InstanceExperiment.instance_id == instance.id)
     return Place(
@@ -191,7 +186,6 @@ def instances_owned(session: Session, user_id: str) -> list[Instance]:
 def groups_of(session: Session, logins: Iterable[str], at: datetime) -> dict[str, set[str]]:
     """Their proposals, facility roles and instruments as JupyterHub's groups; whom the facility does not know is not among them."""
     wanted = User.login.in_(list(logins)), User.ended_at.is_(None)
-    held = UserRole.ended_at.is_(None), or_(UserRole.expires_at.is_(None), UserRole.expires_at > at)
     query: Any = union_all(
         select(User.login, literal("")).where(*wanted),
         select(User.login, "proposal-" + Experiment.proposal_id)
@@ -200,7 +194,7 @@ def groups_of(session: Session, logins: Iterable[str], at: datetime) -> dict[str
         .where(*wanted, ExperimentMember.ended_at.is_(None), Experiment.ended_at.is_(None)),
         select(User.login, "role-" + UserRole.role)
         .join(UserRole, UserRole.user_id == User.id)
-        .where(*wanted, *held, UserRole.role.in_(list(FacilityRole))),
+        .where(*wanted, UserRole.held(at), UserRole.role.in_(list(FacilityRole))),
         select(User.login, "instrument-" + InstrumentScientist.instrument_id)
         .join(InstrumentScientist, InstrumentScientist.user_id == User.id)
         .where(*wanted, InstrumentScientist.ended_at.is_(None)),

@@ -200,10 +200,11 @@ class FacilityAuthenticator(FacilityUsers):
     def _stranger(self, service: str, suggested: bool) -> str:
         if not suggested:
             return self.unknown(f"Your account ({service})")
+        hutch = self.facility.hutch
         return (
             f"Your account ({service}) is not linked to you yet. Its login or e-mail address is that of somebody whom the user "
-            f"office of {self.facility.hutch.facility_name} knows, which is no proof that it is you. It is noted for the staff, "
-            f"and you can sign in with it once they have confirmed it.{self.whom_to_ask}"
+            f"office of {hutch.facility_name} knows, which is no proof that it is you. It is noted for the staff, and you can sign "
+            f"in with it once they have confirmed it.{hutch.whom_to_ask}"
         )
 
     async def refresh_user(self, user: Any, handler: Any = None) -> bool | dict[str, Any]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, String, Text, TypeDecorator, text
+from sqlalchemy import JSON, ColumnElement, DateTime, ForeignKey, Index, MetaData, String, Text, TypeDecorator, or_, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -253,6 +253,11 @@ class UserRole(Record, Base):
     expires_at: Mapped[datetime | None]
 
     user: Mapped[User] = relationship(back_populates="roles")
+
+    @classmethod
+    def held(cls, at: datetime) -> ColumnElement[bool]:
+        """For queries: it has neither ended nor expired."""
+        return cls.ended_at.is_(None) & or_(cls.expires_at.is_(None), cls.expires_at > at)
 
 
 class UserGroup(Record, Base):

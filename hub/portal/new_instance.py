@@ -61,29 +61,21 @@ def prefilled(wish: Wish, person: Person, visits: Sequence[Visit], terms: Terms)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    line: views.ExperimentLine
-    chosen: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Group:
     title: str
-    choices: tuple[Choice, ...]
+    lines: tuple[views.ExperimentLine, ...]
     hidden: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PlanChoice:
-    """reason: why it cannot be picked; empty when it can. why: the question that the page "Why?" answers about it."""
+    """may: whether it can be picked. why: the question that the page "Why?" answers about it."""
 
-    id: str
-    name: str
-    description: str
+    plan: PlanOffer
+    may: Decision
+    chosen: bool
     size: str
     expectation: str
-    reason: str
-    chosen: bool
     why: str
 
 
@@ -91,14 +83,13 @@ class PlanChoice:
 class Offer:
     """All that the page shows."""
 
+    wish: Wish
     groups: tuple[Group, ...]
     none_allowed: bool
-    none: bool
     has_experiments: bool
     plans: tuple[PlanChoice, ...]
     name: str
     suggested: str
-    search: str
     quota: Decision
 
     @property
@@ -120,14 +111,13 @@ def offer(
     chosen = [visit for visit in visits if visit.id in wish.experiments]
     suggested = suggested_name(chosen)
     return Offer(
+        wish=wish,
         groups=tuple(_groups(visits, wish, terms.at)),
         none_allowed=bool(may_use_experiments(person, [], terms)),
-        none=wish.none,
         has_experiments=bool(visits),
         plans=tuple(_plans(wish, person, chosen, plans, usage, seconds, terms)),
         name=wish.name if wish.name and wish.name != wish.suggested else suggested,
         suggested=suggested,
-        search=wish.search,
         quota=may_own_another(person, usage),
     )
 
@@ -180,8 +170,7 @@ def _groups(visits: Sequence[Visit], wish: Wish, at: datetime) -> Iterable[Group
         if when == "past" and not words:
             shown = [visit for place, visit in enumerate(here) if place < PAST_SHOWN or visit.id in wish.experiments]
         if shown:
-            choices = tuple(Choice(views.visit_line(visit, at), visit.id in wish.experiments) for visit in shown)
-            yield Group(title, choices, hidden=len(here) - len(shown))
+            yield Group(title, tuple(views.visit_line(visit, at) for visit in shown), hidden=len(here) - len(shown))
 
 
 def _matches(visit: Visit, words: Sequence[str]) -> bool:
@@ -203,16 +192,8 @@ def _plans(
     possible = [name for name, decision in decisions.items() if decision]
     picked = next((name for name in (wish.plan, usage.last_plan, *possible) if name in possible), "")
     for plan in plans:
-        yield PlanChoice(
-            id=plan.id,
-            name=plan.name,
-            description=plan.description,
-            size=wording.size(plan.cores, plan.memory_mb),
-            expectation=wording.expectation(seconds.get(plan.id, ())),
-            reason=decisions[plan.id].reason,
-            chosen=plan.id == picked,
-            why="" if decisions[plan.id] else question(wish, plan.id),
-        )
+        size, expectation = wording.size(plan.cores, plan.memory_mb), wording.expectation(seconds.get(plan.id, ()))
+        yield PlanChoice(plan, decisions[plan.id], plan.id == picked, size, expectation, why=question(wish, plan.id))
 
 
 def question(wish: Wish, plan: str) -> str:

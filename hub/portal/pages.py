@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import timedelta
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException
@@ -177,14 +176,14 @@ async def ask_delete(desk: AtDesk, name: str) -> HTMLResponse:
     def shown(session: Session) -> views.Card:
         return views.card(own_instance(session, desk, name, Action.DELETE), servers.get(name), desk.person, desk.at)
 
-    return desk.page("delete.html", card=await desk.run(shown), grace=_grace(desk))
+    return desk.page("delete.html", card=await desk.run(shown), grace=desk.hutch.delete_grace)
 
 
 @routes.post("/instances/{name}/delete")
 async def delete(desk: AtDesk, name: str) -> RedirectResponse:
     def marked(session: Session) -> Instance:
         instance = own_instance(session, desk, name, Action.DELETE)
-        mark_deleted(session, instance, desk.visitor.login, "", _grace(desk))
+        mark_deleted(session, instance, desk.visitor.login, "", desk.hutch.delete_grace)
         return instance
 
     instance = await desk.run(marked)
@@ -232,7 +231,3 @@ def _take_back(session: Session, instance_id: str, why: str) -> None:
     with suppress(ValueError):  # without a grace it is too late at once, and the steward goes on with it
         unmark(session, session.get_one(Instance, instance_id))
         conclude_open(session, instance_id, IntentKind.DELETE, Outcome.FAILED, why)
-
-
-def _grace(desk: Desk) -> timedelta:
-    return timedelta(days=desk.hutch.delete_grace_days)

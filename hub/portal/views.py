@@ -69,18 +69,17 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One instance."""
+    """One instance. id, plan and all that follows are empty where there is no record of it yet."""
 
-    id: str
     name: str
     title: str
     state: State
-    look: Look
-    plan: str
-    size: str
-    experiments: tuple[ExperimentLine, ...]
-    company: str
-    ends: Moment | None
+    id: str = ""
+    plan: str = ""
+    size: str = ""
+    experiments: tuple[ExperimentLine, ...] = ()
+    company: str = ""
+    ends: Moment | None = None
     notebook_url: str = ""
     failure: Failure | None = None
     holds_data: bool = True
@@ -88,6 +87,10 @@ class Card:
     @property
     def path(self) -> str:
         return f"instances/{quote(self.name, safe='')}"
+
+    @property
+    def look(self) -> Look:
+        return LOOKS[self.state]
 
     @property
     def changing(self) -> bool:
@@ -123,7 +126,6 @@ def card(row: Instance, server: Server | None, person: Person, at: datetime, lau
         name=row.server_name,
         title=row.display_name,
         state=state,
-        look=LOOKS[state],
         plan=row.plan.name,
         size=wording.size(row.plan.cores, row.plan.memory_mb),
         experiments=tuple(experiment_line(experiment, at) for experiment in row.experiments),
@@ -140,20 +142,8 @@ def unrecorded(name: str, server: Server | None, launch: Launch | None) -> Card:
     failed = launch is not None and launch.failed
     state = State.FAILED if failed or server is None else State.LAUNCHING
     message = launch.message if launch and launch.message else "The hub did not go on with the launch, and gave no reason."
-    return Card(
-        id="",
-        name=name,
-        title=server.display_name if server else name,
-        state=state,
-        look=LOOKS[state],
-        plan="",
-        size="",
-        experiments=(),
-        company="",
-        ends=None,
-        failure=Failure(message, "", name) if state is State.FAILED else None,
-        holds_data=False,
-    )
+    failure = Failure(message, "", name) if state is State.FAILED else None
+    return Card(name, server.display_name if server else name, state, failure=failure, holds_data=False)
 
 
 def cards(rows: Sequence[Instance], servers: Mapping[str, Server], person: Person, at: datetime) -> list[Card]:

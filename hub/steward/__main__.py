@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import aiohttp
 import structlog
@@ -45,7 +44,7 @@ class Steward:
     mail_pauses: Pauses = field(default_factory=Pauses)
 
     async def expire(self) -> None:
-        grace = self.facility.delete_grace
+        grace = self.facility.hutch.delete_grace
         for expired in await self.facility.ask(lambda session: expire(session, grace)):
             log.info("its lifetime is over", instance=expired.instance_id)
             # if the hub does not come to it, finish_stops does
@@ -69,7 +68,7 @@ class Steward:
 
     async def _ask_hub(self, method: str, of: Launched, **body: Any) -> None:
         try:
-            async with self.hub.request(method, f"users/{quote(of.login)}/servers/{quote(of.server_name)}", **body) as response:
+            async with self.hub.request(method, of.path, **body) as response:
                 if response.status >= 400:
                     log.warning("the hub did not", instance=of.instance_id, status=response.status, answer=await response.text())
         except (aiohttp.ClientError, TimeoutError) as error:

@@ -23,8 +23,8 @@ from .. import access, instances, notices, records
 from ..database.tables import Experiment, ExperimentMember, Instance, InstanceMember, IntentKind, MemberRole, User, now
 from ..facility import Facility
 from ..group_sync import runs_done
-from .service import NAME as STEWARD
-from .tasks import meant_to_run
+from ..services import STEWARD
+from .tasks import Launched, meant_to_run
 
 log = structlog.get_logger()
 
@@ -196,7 +196,7 @@ class Following:
     async def _stop(self, loss: Loss) -> None:
         log.info("its owner may no longer have it run", instance=loss.instance_id, owner=loss.owner, why=loss.why)
         await self.facility.ask(partial(stop, loss=loss, ask=self._ask))
-        async with self.hub.delete(f"users/{quote(loss.owner, safe='')}/servers/{quote(loss.server_name, safe='')}") as response:
+        async with self.hub.delete(Launched(loss.instance_id, loss.owner, loss.server_name).path) as response:
             if response.status not in (202, 204, 404):
                 log.warning("the hub did not stop it", instance=loss.instance_id, status=response.status)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from urllib.parse import quote
 
 import structlog
 from sqlalchemy import func, select
@@ -21,7 +22,7 @@ from spawner.servers import is_ended, task_of
 from .. import instances
 from ..database.tables import Instance, Intent, IntentKind, Outcome, User, now
 from ..facility import Facility
-from .service import NAME as STEWARD
+from ..services import STEWARD
 
 log = structlog.get_logger()
 
@@ -37,6 +38,11 @@ class Launched:
     instance_id: str
     login: str
     server_name: str
+
+    @property
+    def path(self) -> str:
+        """Of JupyterHub's API."""
+        return f"users/{quote(self.login, safe='')}/servers/{quote(self.server_name, safe='')}"
 
 
 def expire(session: Session, grace: timedelta) -> list[Launched]:

@@ -41,7 +41,7 @@ CONFIG = """
 from pathlib import Path
 
 from hub.configuration import Hutch
-from hub.portal.service import USER_SCOPES, address, service
+from hub.services import USER_SCOPES, portal, portal_address
 
 c.Hutch.state_dir = {state_dir!r}
 c.Hutch.database_url = {database_url!r}
@@ -62,10 +62,10 @@ c.SharedPasswordAuthenticator.user_password = {password!r}
 c.Authenticator.allow_all = True
 c.JupyterHub.spawner_class = "rehearsal.RehearsalSpawner"
 c.JupyterHub.extra_user_scopes = set(USER_SCOPES)
-c.JupyterHub.services = [service(Hutch(config=c), Path({config!r}))]
+c.JupyterHub.services = [portal(Hutch(config=c), Path({config!r}))]
 c.JupyterHub.template_paths = [{templates!r}]
 c.JupyterHub.template_vars = {{
-    "portal_url": address(c.JupyterHub.subdomain_host), "contact": c.Hutch.contact, "facility_name": c.Hutch.facility_name,
+    "portal_url": portal_address(c.JupyterHub.subdomain_host), "contact": c.Hutch.contact, "facility_name": c.Hutch.facility_name,
 }}
 """
 

@@ -14,7 +14,7 @@ from hub.portal import new_instance, views, wording
 from hub.portal.guard import is_own_request
 from hub.portal.hub_api import Server
 from hub.portal.new_instance import Wish
-from hub.portal.service import address
+from hub.services import portal_address
 
 NOW = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
 TERMS = Terms(NOW)
@@ -247,19 +247,19 @@ def offer(wish: Wish = Wish(), person: Person = ANN, visits=VISITS, **fields) ->
 
 
 def test_experiments_come_by_what_runs_now_then_the_nearest_to_come_then_the_past():
-    told = [(group.title, [choice.line.id for choice in group.choices]) for group in offer().groups]
+    told = [(group.title, [line.id for line in group.lines]) for group in offer().groups]
     assert told == [("Running now", ["run"]), ("Coming", ["next", "later"]), ("Past", ["old"])]
 
 
 def test_the_only_experiment_that_runs_now_is_chosen_and_gives_the_name():
     shown = offer()
-    assert [choice.line.id for group in shown.groups for choice in group.choices if choice.chosen] == ["run"]
+    assert shown.wish.experiments == ("run",)
     assert shown.name == "Title run"
 
 
 def test_what_was_unchosen_stays_unchosen():
     shown = offer(new_instance.read(QueryParams("suggested=Title+run&name=Title+run")))
-    assert not any(choice.chosen for group in shown.groups for choice in group.choices)
+    assert not shown.wish.experiments
     assert shown.name == "Analysis"
 
 
@@ -270,7 +270,7 @@ def test_what_was_unchosen_stays_unchosen():
 )
 def test_the_search_finds_by_words(search, found):
     shown = offer(Wish(experiments=("run",), search=search, touched=True))
-    assert [choice.line.id for group in shown.groups for choice in group.choices] == found
+    assert [line.id for group in shown.groups for line in group.lines] == found
 
 
 @pytest.mark.parametrize(
@@ -286,8 +286,8 @@ def test_the_search_finds_by_words(search, found):
 )
 def test_plans_follow_the_experiments(experiments, plan, last, chosen, gpu_possible):
     shown = offer(Wish(experiments=experiments, plan=plan, touched=True), usage=Usage(last_plan=last))
-    assert [one.id for one in shown.plans if one.chosen] == [chosen]
-    assert (shown.plans[0].reason == "") == gpu_possible
+    assert [one.plan.id for one in shown.plans if one.chosen] == [chosen]
+    assert bool(shown.plans[0].may) == gpu_possible
 
 
 def test_a_name_that_was_typed_is_kept_when_experiments_change():
@@ -302,7 +302,7 @@ def test_a_name_that_was_typed_is_kept_when_experiments_change():
 )
 def test_none_of_them_is_for_those_who_may(person, visits, possible, none):
     shown = offer(person=person, visits=visits)
-    assert (shown.possible, shown.none) == (possible, none)
+    assert (shown.possible, shown.wish.none) == (possible, none)
 
 
 def test_a_full_quota_is_said_at_once():
@@ -387,4 +387,4 @@ def test_only_our_own_pages_may_act(method, headers, ours):
     ],
 )
 def test_the_address_of_the_portal(host, base_url, where):
-    assert address(host, base_url) == where
+    assert portal_address(host, base_url) == where
