@@ -301,15 +301,10 @@ def config_path(path: str | Path | None = None) -> Path:
     return Path(path or os.environ.get(CONFIG_VARIABLE) or "jupyterhub_config.py").expanduser().absolute()
 
 
-def read(path: str | Path | None = None) -> Config:
-    """Read the whole of jupyterhub_config.py, as JupyterHub itself sees it."""
-    return _run(config_path(path))
-
-
 def load(path: str | Path | None = None) -> Hutch:
     """Read Hutch's settings; a relative state_dir becomes absolute, counted from the file's folder."""
     file = config_path(path)
-    section = _section(_run(file), file)
+    section = _section(read(file), file)
     try:
         hutch = Hutch(config=Config(Hutch=section))
     except TraitError as error:
@@ -319,7 +314,9 @@ def load(path: str | Path | None = None) -> Hutch:
     return hutch
 
 
-def _run(file: Path) -> Config:
+def read(path: str | Path | None = None) -> Config:
+    """Read the whole of jupyterhub_config.py, as JupyterHub itself sees it."""
+    file = config_path(path)
     if not file.is_file():
         raise ConfigurationError(f"{file}: no such file; name the deployment's jupyterhub_config.py, or set ${CONFIG_VARIABLE}")
     try:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -19,6 +18,7 @@ from .configuration import CONFIG_VARIABLE, config_path, load, read
 from .errors import HutchError
 
 START_SECONDS = 120
+Parts = list[tuple[str, subprocess.Popen[bytes]]]
 
 
 class DemoError(HutchError):
@@ -46,7 +46,7 @@ def run(console: Console, *, payload: str, devcloud_port: int) -> None:
     os.environ[CONFIG_VARIABLE] = str(file)
     state = Path(load().state_dir)
     address = read()["JupyterHub"]["bind_url"]
-    parts: list[tuple[str, subprocess.Popen[bytes]]] = []
+    parts: Parts = []
     for ending in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C too, which a shell makes its background jobs ignore
         signal.signal(ending, signal.default_int_handler)
@@ -65,7 +65,9 @@ def run(console: Console, *, payload: str, devcloud_port: int) -> None:
         console.print(
             f"\n  Open [bold link={address}]{address}[/] and sign in as anybody. Logs are in {state}. Ctrl-C stops it all.\n"
         )
-        _until_one_ends(parts, state)
+        while True:
+            _check_alive(parts, state)
+            time.sleep(0.5)
     except KeyboardInterrupt:
         console.print("Stopping.")
     finally:
@@ -103,12 +105,11 @@ def _listening(port: int) -> bool:
 
 def _start(command: list[str], log: Path, folder: Path | None = None) -> subprocess.Popen[bytes]:
     # a session of its own: Ctrl-C reaches only us, and we stop the parts in their order
-    file: IO[bytes]
     with log.open("ab") as file:
         return subprocess.Popen(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def _wait(parts: list[tuple[str, subprocess.Popen[bytes]]], state: Path, url: str) -> None:
+def _wait(parts: Parts, state: Path, url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         _check_alive(parts, state)
@@ -120,13 +121,7 @@ def _wait(parts: list[tuple[str, subprocess.Popen[bytes]]], state: Path, url: st
     raise DemoError(f"{url} did not answer within {START_SECONDS} s; see the logs in {state}")
 
 
-def _until_one_ends(parts: list[tuple[str, subprocess.Popen[bytes]]], state: Path) -> None:
-    while True:
-        _check_alive(parts, state)
-        time.sleep(0.5)
-
-
-def _check_alive(parts: list[tuple[str, subprocess.Popen[bytes]]], state: Path) -> None:
+def _check_alive(parts: Parts, state: Path) -> None:
     for name, process in parts:
         if process.poll() is not None:
             log = state / f"{name}.log"
@@ -134,7 +129,7 @@ def _check_alive(parts: list[tuple[str, subprocess.Popen[bytes]]], state: Path) 
             raise DemoError(f"the {name} ended by itself; the end of {log} says:\n{end}")
 
 
-def _stop(parts: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+def _stop(parts: Parts) -> None:
     """The hub first, so that it sees no cloud vanish; each gets time to end what it started."""
     for _name, process in reversed(parts):
         process.terminate()

@@ -225,7 +225,7 @@ class Experiment(Record, Base):
 
     proposal: Mapped[Proposal] = relationship()
     instrument: Mapped[Instrument] = relationship()
-    members: Mapped[list[ExperimentMember]] = relationship(back_populates="experiment")
+    members: Mapped[list[ExperimentMember]] = relationship()
 
 
 class ExperimentMember(Record, Base):
@@ -234,7 +234,6 @@ class ExperimentMember(Record, Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
     role: Mapped[str] = mapped_column(default=MemberOf.MEMBER)
 
-    experiment: Mapped[Experiment] = relationship(back_populates="members")
     user: Mapped[User] = relationship()
 
 
@@ -356,10 +355,10 @@ class Instance(Base):
 
     owner: Mapped[User] = relationship()
     plan: Mapped[Plan] = relationship()
-    members: Mapped[list[InstanceMember]] = relationship(back_populates="instance")
+    members: Mapped[list[InstanceMember]] = relationship()
     experiments: Mapped[list[Experiment]] = relationship(secondary="instance_experiment")
     intents: Mapped[list[Intent]] = relationship(back_populates="instance", order_by="Intent.id")
-    events: Mapped[list[InstanceEvent]] = relationship(back_populates="instance", order_by="InstanceEvent.id")
+    events: Mapped[list[InstanceEvent]] = relationship(order_by="InstanceEvent.id")
 
     __table_args__ = (
         # a name is free again as soon as its instance is marked for deletion
@@ -382,7 +381,6 @@ class InstanceMember(Base):
     since: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]
 
-    instance: Mapped[Instance] = relationship(back_populates="members")
     user: Mapped[User] = relationship()
 
 
@@ -427,8 +425,6 @@ class InstanceEvent(Base):
     actor: Mapped[str] = mapped_column(default="")
     seconds: Mapped[float | None]
     message: Mapped[str] = mapped_column(Text, default="")
-
-    instance: Mapped[Instance] = relationship(back_populates="events")
 
     # the last launches are looked for in the history of all instances
     __table_args__ = (Index("ix_instance_event_kind_id", "kind", "id"),)

@@ -60,7 +60,7 @@ async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> d
         return {
             "card": views.card(row, server, desk.person, at, launch),
             "launch": launch or views.launch_under_way(row.intents, at, expected_seconds(session, row.plan_id)),
-            "history": views.history(row.events, desk.person, at),
+            "history": views.history(row.events, desk.person),
         }
 
     return await desk.run(found)

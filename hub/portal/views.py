@@ -246,20 +246,18 @@ EVENTS = {
 @dataclass(frozen=True, slots=True)
 class EventLine:
     at: datetime
-    relative: str
     words: str
     actor: str
     took: str
     message: str
 
 
-def history(events: Sequence[InstanceEvent], person: Person, at: datetime) -> list[EventLine]:
+def history(events: Sequence[InstanceEvent], person: Person) -> list[EventLine]:
     """Newest first."""
     mine = {person.id, person.login}
     return [
         EventLine(
             at=event.at,
-            relative=wording.relative(event.at, at),
             words=_event_words(event.kind),
             actor="" if not event.actor else "you" if event.actor in mine else event.actor,
             took=wording.stage_seconds(event.seconds) if event.seconds is not None else "",

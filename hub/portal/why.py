@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 
 from ..access import Person, Task, Usage, may_run
-from ..explaining import ACTIONS, Explanation, Fact, QuestionError, about, explain
+from ..explaining import ACTIONS, Fact, QuestionError, about, explain
 from ..records import find_person, find_usage, plans_offered
 from .desk import AtDesk, Desk
 
@@ -27,18 +27,15 @@ async def why(desk: AtDesk, question: str = "", plan: str = "", user: str = "") 
     answer, problem = None, ""
     if question and keys:
         kind, _, action = question.partition(" ")
+        objects = [f"{kind}:{key}" for key in keys]
         try:
-            answer = await desk.run(_explain, desk, user, action, [f"{kind}:{key}" for key in keys], plan, is_staff)
+            answer = await desk.run(explain, desk.terms, user, action, objects, plan=plan, wide=is_staff)
         except QuestionError as error:
             problem = str(error)
     person, usage, facts, plans = await desk.run(_known, desk, user)
     asked = {"question": question, "keys": keys, "plan": plan, "user": user}
     shown = {"answer": answer, "problem": problem, "asked": asked, "about": person, "usage": usage, "facts": facts, "plans": plans}
     return desk.page("why.html", status=400 if problem else 200, questions=QUESTIONS, asks_for_others=is_staff, **shown)
-
-
-def _explain(session: Session, desk: Desk, user: str, action: str, objects: list[str], plan: str, is_staff: bool) -> Explanation:
-    return explain(session, desk.terms, user, action, objects, plan=plan, wide=is_staff)
 
 
 def _known(session: Session, desk: Desk, user: str) -> tuple[Person | None, Usage, tuple[Fact, ...], list[tuple[str, str]]]:

@@ -194,7 +194,7 @@ def test_history_is_told_newest_first_in_words():
         InstanceEvent(at=NOW - timedelta(hours=1), kind="stop-asked", actor="steward", message="expired"),
         InstanceEvent(at=NOW, kind="found-in-error", actor="", message=""),
     ]
-    told = [(line.words, line.actor, line.took, line.message) for line in views.history(events, ANN, NOW)]
+    told = [(line.words, line.actor, line.took, line.message) for line in views.history(events, ANN)]
     assert told == [
         ("Found in error", "", "", ""),
         ("Stop asked for", "steward", "", "expired"),
