@@ -91,8 +91,7 @@ def export(session: Session, login: str) -> dict[str, list[dict[str, Any]]]:
     for table, column in references():
         conditions[table.name] = conditions.get(table.name, table.c[column] != table.c[column]) | (table.c[column] == user.id)
     owned = select(Instance.id).where(Instance.owner_id == user.id)
-    for name in ("intent", "instance_event"):
-        conditions[name] = tables[name].c.instance_id.in_(owned) | tables[name].c.actor.in_([user.id, user.login])
+    conditions |= {name: _in_history(tables[name], user) for name in ("intent", "instance_event")}
     conditions["instance_experiment"] = tables["instance_experiment"].c.instance_id.in_(owned)
     conditions |= {name: _mentions(tables[name], user) for name in OF_RUNS}
     return {
@@ -100,6 +99,14 @@ def export(session: Session, login: str) -> dict[str, list[dict[str, Any]]]:
         for name, condition in conditions.items()
         if (rows := [dict(row) for row in session.execute(select(tables[name]).where(condition)).mappings()])
     }
+
+
+def _in_history(table: Table, user: User) -> ColumnElement[bool]:
+    """Rows about the person's instances, by whomever; what they did to others'; and why they lost a part in others'."""
+    owned = select(Instance.id).where(Instance.owner_id == user.id)
+    # as hub.steward.following writes it
+    named = [table.c[column].startswith(f"{user.login} is ", autoescape=True) for column in INVENTORY[table.name].words]
+    return or_(table.c.instance_id.in_(owned), table.c.actor.in_([user.id, user.login]), *named)
 
 
 def _mentions(table: Table, user: User) -> ColumnElement[bool]:
@@ -134,17 +141,12 @@ def forget(session: Session, login: str, at: datetime) -> str:
 
 
 def _overwrite_words(session: Session, user: User) -> None:
-    """What was written about the person's instances, by them or by others, and what they wrote about others'."""
-    owned = select(Instance.id).where(Instance.owner_id == user.id)
+    """What was written about the person and their instances, by them or by others, and what they wrote about others'."""
     for name, kept in INVENTORY.items():
         table = Base.metadata.tables[name]
         if not kept.words or name in ("notice", "etl_run"):
             continue
-        of_person = (
-            table.c.id.in_(owned)
-            if name == "instance"
-            else table.c.instance_id.in_(owned) | table.c.actor.in_([user.id, user.login])
-        )
+        of_person = table.c.owner_id == user.id if name == "instance" else _in_history(table, user)
         blank = {column: FORGOTTEN if not table.c[column].nullable else None for column in kept.words}
         session.execute(update(table).where(of_person).values(blank))
 
