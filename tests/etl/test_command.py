@@ -20,13 +20,19 @@ def engine():
 
 
 @pytest.fixture
-def call(tmp_path):
+def deployment(tmp_path):
     (tmp_path / "jupyterhub_config.py").write_text("c.Hutch.contact = 'us'\n")
+    return tmp_path
+
+
+@pytest.fixture
+def process(deployment):
+    """`hutch WORDS` as a process: its status, output and errors."""
 
     def call(*words: str) -> tuple[int, str, str]:
         done = subprocess.run(
             [sys.executable, hutch.__file__, *words],
-            cwd=tmp_path,
+            cwd=deployment,
             env={"PATH": os.environ["PATH"], "COLUMNS": "200", "PYTHONPATH": str(Path(hutch.__file__).parent)},
             capture_output=True,
             text=True,
@@ -36,13 +42,31 @@ def call(tmp_path):
     return call
 
 
-def test_from_nothing_to_a_loaded_facility(call):
-    assert call("db", "upgrade") == (0, "the database is now at revision 0002\n", "")
-    assert call("db", "upgrade") == (0, "the database was already at revision 0002\n", "")
-    assert call("db", "current")[0] == 0
-    status, out, _ = call("etl", "load", EXAMPLE, "--dry-run")
+@pytest.fixture
+def call(deployment, monkeypatch, capsys):
+    """The same within this process, which is ten times as quick."""
+    monkeypatch.chdir(deployment)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hutch", *words])
+        monkeypatch.setenv("HUTCH_CONFIG", "")
+        with pytest.raises(SystemExit) as ended:
+            hutch.main()
+        out, err = capsys.readouterr()
+        told = isinstance(ended.value.code, str)
+        return (1, out, f"{err}{ended.value.code}\n") if told else (ended.value.code or 0, out, err)
+
+    return call
+
+
+def test_from_nothing_to_a_loaded_facility(process):
+    assert process("db", "upgrade") == (0, "the database is now at revision 0002\n", "")
+    assert process("db", "upgrade") == (0, "the database was already at revision 0002\n", "")
+    assert process("db", "current")[0] == 0
+    status, out, _ = process("etl", "load", EXAMPLE, "--dry-run")
     assert (status, "Would change" in out) == (0, True)
-    status, out, _ = call("etl", "load", EXAMPLE)
+    status, out, _ = process("etl", "load", EXAMPLE)
     assert (status, "Loaded (run 1)" in out, "Rejected" in out) == (0, True, False)
     experiments = next(line for line in out.splitlines() if "experiment " in line)
     assert experiments.replace("│", " ").split() == ["experiment", "120", "0", "0", "0", "0", "0"]
