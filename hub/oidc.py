@@ -36,7 +36,7 @@ KEYS_SECONDS = 60
 LIFETIME_SECONDS = 300
 LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
 DEFAULTS = {"scope": ["openid", "profile", "email"], "http_request_kwargs": {"connect_timeout": 5, "request_timeout": 10}}
-CLAIMS = {"login": "", "orcid": "orcid", "email": "email"}
+CLAIMS = {"login": "", "orcid": "", "email": "email"}
 ORCID = re.compile(r"\d{4}-\d{4}-\d{4}-\d{3}[\dX]")
 
 
@@ -59,8 +59,8 @@ class OpenIDProvider(GenericOAuthenticator):
         help="""
         Take these facts about a person from these claims: {"login": claim, "orcid": claim, "email": claim}; "" = never.
 
-        Default: the claims `orcid` and `email`, and no login. Name a claim for "login" only if this provider alone gives out
-        the facility's logins and nobody chooses their own; whoever has the login becomes that user. The same holds for "orcid".
+        Default: the claim `email`, and no other. Name a claim for "login" only if this provider alone gives out the facility's
+        logins and nobody chooses their own; whoever has the login becomes that user. The same holds for "orcid".
         """
     ).tag(config=True)
     end_session = Bool(True, help="Sign out of the provider too when somebody signs out of the hub, if it can. Default: True.").tag(

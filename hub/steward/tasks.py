@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, joinedload
 
 from spawner import belongings
 from spawner.cloud import Cloud, CloudError
-from spawner.servers import is_ended, task_of
+from spawner.servers import Server, instance_of, is_ended, task_of
 
 from .. import instances
 from ..database.tables import Instance, Intent, IntentKind, Outcome, User, now
@@ -78,16 +78,23 @@ def _purged(session: Session, instance_id: str) -> None:
 
 async def finish_stops(facility: Facility, cloud: Cloud) -> None:
     """Powers off what somebody asked to stop or delete, where the hub did not get to the end of it."""
-    for instance_id in await facility.ask(_overdue):
+    if not (overdue := await facility.ask(_overdue)):
+        return
+    # one listing for all: what is marked for deletion is among them for as long as its grace
+    listed = await cloud.servers(facility.deployment_id)
+    for instance_id in overdue:
         try:
-            await _finish_stop(facility, cloud, instance_id)
-        except CloudError as error:
+            await _finish_stop(facility, cloud, instance_id, [one for one in listed if instance_of(one) == instance_id])
+        except (CloudError, TimeoutError) as error:
             # the next one must not wait for it
             log.warning("stop put off", instance=instance_id, error=str(error))
 
 
-async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str) -> None:
-    servers, _ = await belongings.find(cloud, facility.deployment_id, instance_id)
+async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str, listed: list[Server]) -> None:
+    servers = listed
+    if not servers:
+        # the cloud may have left it out
+        servers, _ = await belongings.find(cloud, facility.deployment_id, instance_id, listed)
     if all(is_ended(server) for server in servers):
         done = (instance_id, IntentKind.STOP, Outcome.DONE, "finished by the steward")
         await facility.ask(lambda session: instances.conclude_open(session, *done))

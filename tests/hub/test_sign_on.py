@@ -40,7 +40,7 @@ client = {{"client_id": {client!r}, "client_secret_file": "{folder}/client.secre
 facility = {{"issuer": {facility!r}, "login_service": "Example Facility", "claims": {{"login": "preferred_username"}}}}
 c.FacilityAuthenticator.providers = {{
     "facility": client | facility,
-    "proxy": client | {{"issuer": {proxy!r}, "login_service": "Your home institute (eduGAIN)", "claims": {{"orcid": ""}}}},
+    "proxy": client | {{"issuer": {proxy!r}, "login_service": "Your home institute (eduGAIN)"}},
     "orcid": client | {{"issuer": {orcid!r}, "login_service": "ORCID", "claims": {{"orcid": "sub"}}, "scope": ["openid"]}},
     "mistaken": client | facility | {{"login_service": "Mistaken", "client_secret_file": "{folder}/wrong.secret"}},
 }}
