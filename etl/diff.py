@@ -9,7 +9,7 @@ import polars as pl
 
 from etl.frames import Scope
 from etl.schema import Shape
-from etl.validate import DIFFERS, ENDED, ROW, SOURCE, Ids, Sieve
+from etl.validate import ENDED, ROW, SOURCE, Ids, Sieve
 
 EXAMPLES = 5
 
@@ -43,7 +43,7 @@ def compare(sieve: Sieve, scope: Scope | None, *, whole: bool) -> Change:
 
     scope: which records the rows tell about, where they are not of the whole table.
     """
-    known, fresh = pl.col(SOURCE).is_not_null(), sieve.rows.filter(DIFFERS)
+    known, fresh = pl.col(SOURCE).is_not_null(), sieve.fresh
     ours = (pl.col(SOURCE) == sieve.source) & ~pl.col(ENDED)
     live = sieve.held.select(ours.sum()).item()
     told = pl.lit(sieve.certain and (whole or scope is not None))
@@ -55,7 +55,7 @@ def compare(sieve: Sieve, scope: Scope | None, *, whole: bool) -> Change:
         added=fresh.filter(~known).select(*sieve.shape.stored),
         changed=fresh.filter(known).select(*sieve.shape.stored),
         ended=ended,
-        unchanged=sieve.rows.height - fresh.height,
+        unchanged=sieve.same.height,
         live=live,
         whole=whole,
         named=sieve.read.height,
