@@ -126,6 +126,7 @@ class Sieve:
 
     @property
     def rows(self) -> pl.DataFrame:
+        """Those that are same or fresh: what they refer to and what is no column of the table."""
         return pl.concat([self.same, self.fresh.select(self.same.columns)])
 
     def check_values(self) -> None:

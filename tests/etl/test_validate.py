@@ -55,7 +55,9 @@ class Checked:
             sieve.check_identities(pl.DataFrame({"issuer": ["i"], "subject": ["s"], "user_id": ["9"]}))
         sieve.check_references({name: there(name) for name in SHAPES})
         sieve.check_source()
-        self.accepted = sieve.rows.select(*sieve.shape.stored).to_dicts()
+        stored = list(sieve.shape.stored)
+        same = held.join(sieve.same, on=sieve.shape.key, how="semi")
+        self.accepted = pl.concat([same.select(stored), sieve.fresh.select(stored)]).to_dicts()
         self.rejections = sieve.rejections().to_dicts()
         self.reasons = [(one["line"], one["field"], one["reason"]) for one in self.rejections]
         self.ended = compare(sieve, None, whole=True).ended.rows()
