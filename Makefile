@@ -21,7 +21,7 @@ test: setup check  ## check the code, then run the tests (ARGS="-k name" to choo
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-postgresql: setup  ## run what touches the database on a real PostgreSQL
-	@HUTCH_TEST_DATABASE=postgresql $(BIN)/python -m pytest tests/hub tests/faults tests/e2e $(ARGS)
+	@HUTCH_TEST_DATABASE=postgresql $(BIN)/python -m pytest tests/hub tests/faults $(ARGS)
 
 test-openstack: setup  ## as root: a real OpenStack and our image; the contract and a launch on them (a quarter of an hour)
 	@tests/openstack/check $(ARGS)
