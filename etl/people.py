@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import polars as pl
-from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy import Connection, Engine, select
 
 from etl import cells, store
 from etl.frames import FAULT, Extract, Frames, Scope
@@ -19,8 +19,9 @@ from etl.schema import SHAPES, TIME
 from etl.source import Source
 from etl.validate import UNKNOWN
 from hub.database.engine import take_turn
-from hub.database.tables import Identity, IdentitySuggestion, User
+from hub.database.tables import IdentitySuggestion, User
 from hub.errors import HutchError
+from hub.identities import link
 
 ACCOUNT = ["issuer", "subject"]
 IDENTITY = dict.fromkeys([*ACCOUNT, "user_id"], pl.String())
@@ -152,14 +153,11 @@ def suggested(engine: Engine, source: str) -> list[tuple[str, ...]]:
 
 def confirm(engine: Engine, source: str, person: str, user: str) -> str:
     """Link a person of a source to a user, whatever they were linked to before. Raises LinkError."""
-    account = {"issuer": issuer_of(source), "subject": person}
     with engine.begin() as connection:
         take_turn(connection)
         found = connection.execute(select(User.login, User.given_name, User.family_name).where(User.id == user)).first()
         if found is None:
             raise LinkError(f"there is no user with the id {user!r}")
-        for model in (Identity, IdentitySuggestion):
-            connection.execute(delete(model).filter_by(**account))
-        connection.execute(insert(Identity), {**account, "user_id": user, "linked_by": f"staff:{getpass.getuser()}"})
+        link(connection, issuer_of(source), person, user, f"staff:{getpass.getuser()}")
     name = f"{found.given_name} {found.family_name}".strip()
     return f"person {person} of {source} is now user {user}: {name} ({found.login})"

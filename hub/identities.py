@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, delete, func, insert, select
 from sqlalchemy.orm import Session
 
 from .database.engine import take_turn
@@ -32,6 +32,13 @@ def pinned_login(session: Session, issuer: str, subject: str) -> str:
     return session.scalar(query.where(Identity.issuer == issuer, Identity.subject == subject)) or ""
 
 
+def link(work: Connection | Session, issuer: str, subject: str, user_id: str, by: str) -> None:
+    """Pins an account to a user, in place of whomever it led to. What was suggested of it is settled."""
+    for model in (Identity, IdentitySuggestion):
+        work.execute(delete(model).filter_by(issuer=issuer, subject=subject))
+    work.execute(insert(Identity).values(issuer=issuer, subject=subject, user_id=user_id, linked_by=by))
+
+
 def recognise(session: Session, account: Account) -> tuple[str, bool]:
     """(the user's login, or "", whether staff have a suggestion). Pins a first match: by login, else by ORCID.
 
@@ -52,7 +59,7 @@ def recognise(session: Session, account: Account) -> tuple[str, bool]:
         others = select(Identity).where(Identity.issuer == account.issuer, Identity.user_id.in_([user.id for user in people]))
         taken = session.scalars(others).first() is not None
         if kind != "e-mail address" and len(people) == 1 and not taken:
-            session.add(Identity(issuer=account.issuer, subject=account.subject, user_id=people[0].id, linked_by=kind))
+            link(session, account.issuer, account.subject, people[0].id, kind)
             return people[0].login, False
         reason = f"has the same {kind}" + (", but another account at this provider is already linked" if taken else "")
         for user in people:

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, HTTPException
 from fastapi.responses import HTMLResponse, RedirectResponse
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, joinedload
 
 from ..access import Task, may_run, ref
+from ..database.engine import take_turn
 from ..database.tables import (
     EtlChange,
     EtlRejection,
@@ -25,6 +26,7 @@ from ..database.tables import (
     UserRole,
 )
 from ..explaining import last_loads, table_and_key
+from ..identities import link
 from .desk import AtDesk, Desk
 
 ROWS, PAGE_ROWS = 20, 50
@@ -125,12 +127,11 @@ async def confirm(
     _staff(desk, Task.CONFIRM_IDENTITY)
 
     def confirmed(session: Session) -> None:
+        take_turn(session)  # of two who confirm at once, the other finds nothing left to confirm
         suggested, linked = session.get(IdentitySuggestion, (issuer, subject, user_id)), session.get(Identity, (issuer, subject))
         if suggested is None or linked is not None:
             raise HTTPException(404)
-        session.add(Identity(issuer=issuer, subject=subject, user_id=user_id, linked_by=desk.visitor.login))
-        same = IdentitySuggestion.issuer == issuer, IdentitySuggestion.subject == subject
-        session.execute(delete(IdentitySuggestion).where(*same))
+        link(session, issuer, subject, user_id, desk.visitor.login)
 
     await desk.run(confirmed)
     desk.log("identity-confirmed", issuer=issuer, subject=subject, user=user_id)
