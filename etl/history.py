@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from etl import store
 from etl.diff import shown
@@ -19,6 +20,7 @@ from etl.source import find, open_source
 from hub.database.engine import check_current, take_turn
 from hub.database.tables import Base, EtlChange, EtlRejection, EtlRun, Identity, IdentitySuggestion, RunKind, now
 from hub.errors import HutchError
+from hub.explaining import before_and_now
 
 
 class UndoError(HutchError):
@@ -88,17 +90,14 @@ def _plain(value: Any) -> str | None:
 
 def differences(connection: Connection, run_id: int, most: int) -> list[tuple[str, str, str, str, str]]:
     """Table, key, field, before and now, for the first of the records that a run changed or ended."""
-    told = []
     changes = select(EtlChange).where(EtlChange.run_id == run_id).order_by(EtlChange.id).limit(most)
-    for change in connection.execute(changes).mappings():
-        table = Base.metadata.tables[change["record"]]
-        same = [table.c[name] == value for name, value in change["key"].items()]
-        row = connection.execute(select(table).where(*same)).mappings().one()
-        for field in [*SHAPES[table.name].stored, "ended_at"]:
-            before, after = shown(change["before"].get(field)), shown(row[field])
-            if before != after:
-                told.append((table.name, ",".join(change["key"].values()), field, before, after))
-    return told
+    with Session(connection) as session:
+        return [
+            (change.record, ",".join(change.key.values()), field, shown(before), shown(now))
+            for change in session.scalars(changes)
+            for field, (before, now) in before_and_now(session, change).items()
+            if field not in ("source", "run_id") and shown(before) != shown(now)
+        ]
 
 
 def states(engine: Engine, folder: Path) -> Iterator[tuple[Any, ...]]:
@@ -109,10 +108,11 @@ def states(engine: Engine, folder: Path) -> Iterator[tuple[Any, ...]]:
     with engine.connect() as connection:
         runs = {run.source: run for run in connection.execute(select(EtlRun).where(EtlRun.id.in_(newest)))}
         last, waiting = dict(connection.execute(done).tuples().all()), dict(connection.execute(rejected).tuples().all())
-    for name in sorted({*runs, *find(folder)}):
+    files = find(folder)
+    for name in sorted({*runs, *files}):
         run, adapter, every, wrong = runs.get(name), "", "", ""
         try:
-            if name in find(folder):
+            if name in files:
                 source, _ = open_source(folder, name)
                 adapter, every = source.adapter, f"{source.every_minutes:g}" if source.every_minutes else ""
         except HutchError as error:

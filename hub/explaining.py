@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 from urllib.parse import unquote
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from . import access, records
 from .access import Action, Decision, Person, Terms, ref
-from .database.tables import Base, EtlRejection, EtlRun, Instance, InstrumentScientist, User, UserGroup, UserRole
+from .database.tables import Base, EtlChange, EtlRejection, EtlRun, Instance, InstrumentScientist, User, UserGroup, UserRole
 from .errors import HutchError
 
 # what can be asked of each kind of object
@@ -147,6 +147,22 @@ def _of_instance(session: Session, terms: Terms, person: Person, action: Action,
     if decision and action is Action.START:
         return _unknown("plan", "Its plan is no longer offered, or its owner no longer known.", instance.plan_id)
     return decision
+
+
+# --- what a run changed
+
+
+def before_and_now(session: Session, change: EtlChange) -> dict[str, tuple[Any, Any]]:
+    """Each column of a record that a run changed or ended, as it was before the run and as it is."""
+    row = session.get(_tables()[change.record], tuple(change.key.values()))
+    values = {name: getattr(row, name, None) for name in change.before}
+    return {name: (_as(before, values[name]), values[name]) for name, before in change.before.items()}
+
+
+def _as(before: Any, now: Any) -> Any:
+    """What JSON made text of, as it was."""
+    moment = datetime.fromisoformat(before) if isinstance(now, datetime) and before else None
+    return before if moment is None else moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
 # --- what is known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, HTTPException
@@ -10,7 +9,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, joinedload
 
-from ..access import Task, may_run, ref
+from ..access import Task, may_run
 from ..database.engine import take_turn
 from ..database.tables import (
     EtlChange,
@@ -25,7 +24,7 @@ from ..database.tables import (
     UserGroup,
     UserRole,
 )
-from ..explaining import last_loads, table_and_key
+from ..explaining import before_and_now, last_loads
 from ..identities import link
 from .desk import AtDesk, Desk
 
@@ -104,20 +103,12 @@ async def run(desk: AtDesk, run_id: int, page: int = 1) -> HTMLResponse:
 
 def _line(session: Session, change: EtlChange) -> dict[str, Any]:
     """What became of a record, and of each field that differs: its name, before the run, now."""
-    table, key = table_and_key(ref(change.record, *map(str, change.key.values())))
-    row = session.get(table, key)
-    pairs = {name: (_as(before, getattr(row, name, None)), getattr(row, name, None)) for name, before in change.before.items()}
+    pairs = before_and_now(session, change)
     was_over, is_over = (one is not None for one in pairs["ended_at"])
     what = "ended" if is_over else "came back" if was_over else "changed"
     differing = {name: pair for name, pair in pairs.items() if name not in ORIGIN and pair[0] != pair[1]}
     fields = [(name, *("" if value is None else str(value) for value in pair)) for name, pair in differing.items()]
-    return {"record": change.record, "key": " ".join(key), "what": what, "fields": fields}
-
-
-def _as(before: Any, now: Any) -> Any:
-    """What JSON made text of, as it was."""
-    moment = datetime.fromisoformat(before) if isinstance(now, datetime) and before else None
-    return before if moment is None else moment.replace(tzinfo=moment.tzinfo or UTC)
+    return {"record": change.record, "key": " ".join(map(str, change.key.values())), "what": what, "fields": fields}
 
 
 @routes.post("/identities")
