@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from etl.frames import Scope
-from etl.schema import Shape
 from etl.validate import ENDED, ROW, SOURCE, Ids, Sieve
 
 EXAMPLES = 5
@@ -48,7 +47,7 @@ def compare(sieve: Sieve, scope: Scope | None, *, whole: bool) -> Change:
     live = sieve.held.select(ours.sum()).item()
     told = pl.lit(sieve.certain and (whole or scope is not None))
     if scope:
-        told &= pl.col(scope.column).is_in(list(scope.values))
+        told &= pl.col(sieve.held_as(scope.column)).is_in(list(scope.values))
     ended = sieve.unnamed().filter(ours & told).select(sieve.shape.key)
     at_fault = sieve.faults.group_by(ROW).agg(pl.col("skipped").all())["skipped"]
     return Change(
@@ -61,16 +60,16 @@ def compare(sieve: Sieve, scope: Scope | None, *, whole: bool) -> Change:
         named=sieve.read.height,
         rejected=at_fault.len() - int(at_fault.sum()),
         skipped=int(at_fault.sum()),
-        examples=list(_examples(sieve.shape, fresh.filter(known).head(EXAMPLES))),
+        examples=list(_examples(sieve, fresh.filter(known).head(EXAMPLES))),
     )
 
 
-def _examples(shape: Shape, rows: pl.DataFrame) -> Iterator[tuple[str, str, str, str]]:
+def _examples(sieve: Sieve, rows: pl.DataFrame) -> Iterator[tuple[str, str, str, str]]:
     for row in rows.iter_rows(named=True):
-        key = ",".join(row[name] for name in shape.key)
-        differing = [name for name in shape.stored if name not in shape.key and row[name] != row[f"_held_{name}"]]
+        key = ",".join(row[name] for name in sieve.shape.key)
+        differing = [name for name in sieve.shape.stored if row[name] != row[sieve.held_as(name)]]
         for name in differing:
-            yield key, name, shown(row[f"_held_{name}"]), shown(row[name])
+            yield key, name, shown(row[sieve.held_as(name)]), shown(row[name])
         if row[ENDED]:
             yield key, "", "ended", "holds again"
 

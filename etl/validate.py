@@ -116,13 +116,17 @@ class Sieve:
         stays = held.select(ours).to_series() & marks.is_in(of_rows.implode())
         is_same = of_rows.is_in(marks.filter(stays).implode())
         values = [name for name in self.shape.stored if name not in key]
-        rest = held.filter(~stays).rename({name: f"_held_{name}" for name in values})
+        rest = held.filter(~stays).rename({name: self.held_as(name) for name in values})
         needed = [name for name in self.fresh.columns if name not in values or name in {*self.shape.references, *self.shape.json}]
         self.same, self.fresh = self.fresh.select(needed).filter(is_same), self.fresh.filter(~is_same)
         self._unmet = rest.join(self.fresh, on=key, how="anti")
         self.fresh = self.fresh.join(rest, on=key, how="left", maintain_order="left")
         if self.shape.name in BY_HAND:
             self.fresh = self.fresh.filter(pl.col(SOURCE).ne_missing(pl.lit("")))
+
+    def held_as(self, name: str) -> str:
+        """The column beside a fresh row's own that says what the database holds."""
+        return name if name in self.shape.key else f"_held_{name}"
 
     @property
     def rows(self) -> pl.DataFrame:
