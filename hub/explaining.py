@@ -6,7 +6,7 @@ Nothing is decided here. Who asks for themself is told nothing of what is not th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -83,7 +83,7 @@ def explain(
     person = records.find_person(session, login, terms)
     if person is None:
         ids = session.scalars(select(User.id).where(or_(User.login == login, User.id == login))).all()
-        decision = _unknown("user", f"{login} is not known to the user office.", *{*ids, login})
+        decision = access.unknown_person(login, *{*ids, login})
     elif kinds == {"instance"}:
         decision = _of_instance(session, terms, person, Action(action), keys[0], wide)
     elif kinds == {"plan"}:
@@ -108,23 +108,18 @@ def _parsed(action: str, objects: Sequence[str]) -> tuple[set[str], list[str]]:
     return kinds, keys
 
 
-def _unknown(table: str, sentence: str, *ids: str) -> Decision:
-    return Decision(False, f"unknown-{table}", sentence, tuple(ref(table, name) for name in ids))
-
-
 def _of_experiments(session: Session, terms: Terms, person: Person, action: str, keys: list[str], plan_id: str) -> Decision:
     visits = records.experiments_named(session, keys, person.id)
     offer = records.find_plan(session, plan_id) if plan_id else None
     if missing := sorted(set(keys) - {visit.id for visit in visits}):
-        sentence = f"There is no experiment {', '.join(missing)} in the user office's records."
-        return _unknown("experiment", sentence, *missing)
+        return access.unknown_experiments(missing)
     if action == "see":
         return access.may_see(person, visits[0], terms)
     usage = records.find_usage(session, person.id)
     if offer:
         return access.may_launch(person, offer, visits, usage, terms)
     if plan_id:
-        return _unknown("plan", f"There is no plan {plan_id!r} (any more).", plan_id)
+        return access.unknown_plan(plan_id)
     theirs, room = access.may_use_experiments(person, visits, terms), access.may_own_another(person, usage)
     return theirs if room else room
 
@@ -133,7 +128,7 @@ def _of_instance(session: Session, terms: Terms, person: Person, action: Action,
     """name: an instance's id, or its owner's login and its own name as in 'ada/films'."""
     login, _, server = name.rpartition("/")
     instance = session.get(Instance, name) or records.find_instance(session, login or person.login, server)
-    nothing = _unknown("instance", f"There is no instance {name} that is yours or shared with you.")
+    nothing = Decision(False, "unknown-instance", f"There is no instance {name} that is yours or shared with you.")
     if instance is None:
         return nothing
     place = records.find_place(session, instance, person, terms)
@@ -145,7 +140,8 @@ def _of_instance(session: Session, terms: Terms, person: Person, action: Action,
         visits = records.experiments_named(session, [visit.id for visit in place.visits], owner.id)
         return access.may_launch(owner, plan, visits, None, terms)
     if decision and action is Action.START:
-        return _unknown("plan", "Its plan is no longer offered, or its owner no longer known.", instance.plan_id)
+        sentence = "Its plan is no longer offered, or its owner no longer known."
+        return replace(access.unknown_plan(instance.plan_id), reason=sentence)
     return decision
 
 

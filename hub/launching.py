@@ -88,7 +88,7 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
     terms = facility.hutch.terms(now())
     person = records.find_person(session, asked.login, terms)
     if person is None:
-        raise refusal(f"{asked.login} is not known to the user office.", "unknown-user")
+        raise _refused(access.unknown_person(asked.login))
     if asked.blocked:
         raise refusal(f"{asked.login} is blocked.", "blocked")
     instance = records.find_instance(session, asked.login, asked.server_name)
@@ -110,7 +110,7 @@ def _may_start(
 ) -> access.Decision:
     actor = owner if asked.actor == asked.login else records.find_person(session, asked.actor, terms)
     if actor is None:
-        return access.Decision(False, "unknown-user", f"{asked.actor} is not known to the user office.")
+        return access.unknown_person(asked.actor)
     place = records.find_place(session, instance, actor, terms) if instance else access.Place("", owner.id)
     return access.may_act(actor, access.Action.START, place, terms)
 
@@ -166,18 +166,21 @@ def _parsed(options: dict[str, Any]) -> LaunchOptions:
 def _plan_and_visits(session: Session, options: LaunchOptions, person_id: str) -> tuple[access.PlanOffer, list[access.Visit]]:
     plan = records.find_plan(session, options.plan)
     if plan is None:
-        raise refusal(f"There is no plan {options.plan!r} (any more).", "unknown-plan", 404)
+        raise _refused(access.unknown_plan(options.plan), 404)
     visits = records.experiments_named(session, options.experiments, person_id)
     missing = sorted(set(options.experiments) - {visit.id for visit in visits})
     if missing:
-        # the same words whether it exists or not would hide typing errors; experiment numbers are no secret
-        raise refusal(f"There is no experiment {', '.join(missing)} in the user office's records.", "unknown-experiment", 404)
+        raise _refused(access.unknown_experiments(missing), 404)
     return plan, visits
+
+
+def _refused(decision: access.Decision, status_code: int = 403) -> LaunchError:
+    return refusal(decision.reason, decision.rule, status_code)
 
 
 def _check(decision: access.Decision) -> None:
     if not decision:
-        raise refusal(decision.reason, decision.rule)
+        raise _refused(decision)
 
 
 class Launching(Spawner):

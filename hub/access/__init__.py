@@ -17,4 +17,7 @@ from .launches import (
     may_see,
     may_use_experiments,
     quota,
+    unknown_experiments,
+    unknown_person,
+    unknown_plan,
 )

@@ -12,6 +12,24 @@ from .facts import ADMIN, UNLIMITED, Decision, Limit, Person, PlanOffer, Quota, 
 WITHOUT_EXPERIMENT = frozenset({ADMIN, "staff", "guest"})
 
 
+# --- what the records do not have
+
+
+def unknown_person(login: str, *ids: str) -> Decision:
+    """ids: under which they may be, or have been, in the records."""
+    return Decision(False, "unknown-user", f"{login} is not known to the user office.", tuple(ref("user", one) for one in ids))
+
+
+def unknown_experiments(ids: Sequence[str]) -> Decision:
+    # the same words whether it exists or not would hide typing errors; experiment numbers are no secret
+    sentence = f"There is no experiment {', '.join(ids)} in the user office's records."
+    return Decision(False, "unknown-experiment", sentence, tuple(ref("experiment", one) for one in ids))
+
+
+def unknown_plan(plan_id: str) -> Decision:
+    return Decision(False, "unknown-plan", f"There is no plan {plan_id!r} (any more).", (ref("plan", plan_id),))
+
+
 # --- experiments
 
 
