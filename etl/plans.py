@@ -29,6 +29,7 @@ Days = Annotated[float, Field(gt=0, le=3650)]
 MODELS: dict[str, TypeAdapter[Any]] = {
     "Limits": TypeAdapter(list[Limit]),
     "Lifetimes": TypeAdapter(dict[Annotated[str, StringConstraints(strip_whitespace=True, max_length=250)], Days]),
+    "Places": TypeAdapter(list[Name]),
 }
 
 

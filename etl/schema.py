@@ -166,6 +166,7 @@ SHAPES: dict[str, Shape] = {
             "position": Field(Number(0), default=100),
             "limits": Field(Parts("Limits"), default="[]"),
             "lifetimes": Field(Parts("Lifetimes"), default="{}"),
+            "places": Field(Parts("Places"), default="[]"),
         },
     }.items()
 }

@@ -107,9 +107,9 @@ class Record:
 
 
 class EtlRun(Base):
-    """One load of one source, or the undoing of one. counts: {table: {"added", "changed", "ended", "unchanged", "rejected"}}.
+    """One load of one source, or the undoing of one. counts: {table: {"added", "changed", "ended", "unchanged", "rejected", "skipped"}}.
 
-    outcome: "done", "refused" (by the guard) or "failed" (the source could not be read); None while it runs, or when it was killed.
+    outcome: "done", "refused" (by the guard) or "failed" (the source could not be read). A run that is killed leaves no row.
     """
 
     __tablename__ = "etl_run"
@@ -279,7 +279,7 @@ class Identity(Base):
     subject: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
     linked_at: Mapped[datetime] = mapped_column(default=now)
-    # "login", "orcid", or the member of staff who confirmed it
+    # "login", "orcid", "account" or "source", by which it was recognised, or "staff:NAME" who confirmed it
     linked_by: Mapped[str]
 
 
@@ -316,7 +316,8 @@ class Plan(Record, Base):
 
     limits: who may pick it: those for whom one of the entries holds; none = everybody. An entry holds when all that it names
     holds: {"instruments": [id], "roles": [name], "groups": [name], "from": moment, "until": moment}.
-    lifetimes: {role, or "" for everybody: days}; none = the site's.
+    lifetimes: {role or group, or "" for everybody: days}; none = the site's.
+    places: names of the site's places where it may be launched, the first that has room; none = the site's first place only.
     """
 
     __tablename__ = "plan"
@@ -330,6 +331,7 @@ class Plan(Record, Base):
     position: Mapped[int] = mapped_column(default=100)
     limits: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     lifetimes: Mapped[dict[str, float]] = mapped_column(JSON, default=dict)
+    places: Mapped[list[str]] = mapped_column(JSON, default=list)
 
 
 # --- instances
@@ -344,6 +346,8 @@ class Instance(Base):
     server_name: Mapped[str]
     display_name: Mapped[str]
     plan_id: Mapped[str] = mapped_column(ForeignKey("plan.id"))
+    # which of the site's places has its server; written before the server is created. "" = the first place
+    place: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime] = mapped_column(default=now)
     ends_at: Mapped[datetime | None]
     # first time that it was handed to its owner: before that, its disk holds nothing of the user's
@@ -430,9 +434,46 @@ class InstanceEvent(Base):
     __table_args__ = (Index("ix_instance_event_kind_id", "kind", "id"),)
 
 
+class LaunchWait(Base):
+    """A launch that waits for room in the cloud: its intent stays open, and the steward posts it to the hub when its turn comes."""
+
+    __tablename__ = "launch_wait"
+    intent_id: Mapped[int] = mapped_column(ForeignKey("intent.id"), primary_key=True)
+    since: Mapped[datetime] = mapped_column(default=now)
+    reason: Mapped[str] = mapped_column(Text)
+    tries: Mapped[int] = mapped_column(default=0)
+    tried_at: Mapped[datetime | None]
+
+    intent: Mapped[Intent] = relationship()
+
+
+class CloudFinding(Base):
+    """Where the cloud differs from what is on record, for as long as it does (ended_at is None)."""
+
+    __tablename__ = "cloud_finding"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place: Mapped[str] = mapped_column(default="")
+    # server, port, volume or floating-ip; resource_id is the cloud's
+    kind: Mapped[str]
+    resource_id: Mapped[str] = mapped_column(index=True)
+    state: Mapped[str]
+    # as the resource's metadata says; it need not be on record
+    instance_id: Mapped[str | None] = mapped_column(String(36), index=True)
+    since: Mapped[datetime] = mapped_column(default=now)
+    seen_at: Mapped[datetime] = mapped_column(default=now)
+    quarantined_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    detail: Mapped[str] = mapped_column(Text, default="")
+
+
 class Deployment(Base):
-    """One row: the id under which this Hutch marks its servers in the cloud, minted with the database."""
+    """One row: the id under which this Hutch marks its servers in the cloud, minted with the database.
+
+    seal: changed at each start of the steward, which keeps a copy beside the database: where the two differ, this database is a
+    copy or was restored, and the steward acts on nothing until an operator has said which of them goes on.
+    """
 
     __tablename__ = "deployment"
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=lambda: str(uuid4()))
     minted_at: Mapped[datetime] = mapped_column(default=now)
+    seal: Mapped[str | None] = mapped_column(String(36))
