@@ -196,10 +196,10 @@ def _apply(connection: Connection, found: people.Found, report: Report, started_
     run_id = report.run_id = _run(connection, report, started_at, "done", None)
     origin = {"source": pl.lit(report.source), "run_id": pl.lit(run_id, pl.Int64)}
     many = [name for name, change in report.changes.items() if change.added.height > store.MANY_ROWS]
-    with store.in_bulk(connection, many):
+    with store.in_bulk(connection, many) as empty:
         for name, change in report.changes.items():
             tell(f"writing {name}")
-            store.insert(connection, name, change.added.with_columns(**origin))
+            store.insert(connection, name, change.added.with_columns(**origin), frozen=name in empty)
     for name, change in report.changes.items():
         shape = SHAPES[name]
         store.merge(connection, shape, change.changed.with_columns(**origin, ended_at=pl.lit(None, TIME)), run_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,8 +99,8 @@ def _copied(connection: Connection, query: str) -> bytes:
 # --- in
 
 
-def insert(connection: Connection, table: str, frame: pl.DataFrame) -> None:
-    """Add the rows; columns that the frame lacks get the table's default."""
+def insert(connection: Connection, table: str, frame: pl.DataFrame, *, frozen: bool = False) -> None:
+    """Add the rows; columns that the frame lacks get the table's default. frozen: as in_bulk says."""
     if not frame.height:
         return
     plain = frame.with_columns(
@@ -110,11 +111,16 @@ def insert(connection: Connection, table: str, frame: pl.DataFrame) -> None:
         connection.exec_driver_sql(f"INSERT INTO {into} VALUES ({_list(frame.columns, '?')})", plain.rows())
         return
     driver: Any = connection.connection.dbapi_connection
-    with driver.cursor() as cursor, cursor.copy(f"COPY {into} FROM STDIN (FORMAT csv)") as copy:
-        for part in plain.iter_slices(ROWS_AT_ONCE):
-            buffer = io.BytesIO()
-            part.write_csv(buffer, include_header=False)
-            copy.write(buffer.getvalue())
+    statement = f"COPY {into} FROM STDIN (FORMAT csv{', FREEZE' if frozen else ''})"
+    with ThreadPoolExecutor(1) as ahead, driver.cursor() as cursor, cursor.copy(statement) as copy:
+        for part in ahead.map(_csv, plain.iter_slices(ROWS_AT_ONCE)):
+            copy.write(part)
+
+
+def _csv(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_csv(buffer, include_header=False)
+    return buffer.getvalue()
 
 
 def merge(connection: Connection, shape: Shape, frame: pl.DataFrame, run_id: int | None = None) -> None:
@@ -150,14 +156,15 @@ def _note(connection: Connection, shape: Shape, same: str, run_id: int) -> None:
 
 
 @contextmanager
-def in_bulk(connection: Connection, tables: Iterable[str]) -> Iterator[None]:
+def in_bulk(connection: Connection, tables: Iterable[str]) -> Iterator[set[str]]:
     """Within it, PostgreSQL's tables are without keys, references and indexes: all are made, and so checked, when it ends.
 
-    For many rows that takes a third of the time. Who reads these tables meanwhile waits.
+    For many rows that takes a third of the time. Who reads these tables meanwhile waits. It gives those that were empty: their
+    rows can be written as frozen, so that nobody has to look up again whether they were committed.
     """
     names = [f'"{name}"' for name in tables]
     if not (names and _is_postgresql(connection)):
-        yield
+        yield set()
         return
     there = "= ANY (SELECT to_regclass(name) FROM unnest(CAST(:tables AS text[])) AS name)"
     constraints = connection.execute(
@@ -176,7 +183,11 @@ def in_bulk(connection: Connection, tables: Iterable[str]) -> Iterator[None]:
     ).all()
     for name, _ in indexes:
         connection.exec_driver_sql(f"DROP INDEX {name}")
-    yield
+    empty = {name for name in names if not connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {name})").scalar()}
+    for name in empty:
+        # rows can be frozen only in a file that begins with this transaction
+        connection.exec_driver_sql(f"TRUNCATE {name}")
+    yield {name.strip('"') for name in empty}
     connection.exec_driver_sql("SET LOCAL maintenance_work_mem = '256MB'")
     for _, definition in indexes:
         connection.exec_driver_sql(definition)
