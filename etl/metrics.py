@@ -50,7 +50,7 @@ class Metrics(Collector):
             newest = {(source, kind): last for source, kind, _, _, last in sorted(groups, key=lambda group: group[4])}
             last_runs = connection.execute(select(EtlRun.__table__).where(EtlRun.id.in_(newest.values()))).all()
         for source, kind, outcome, count, _ in groups:
-            runs.add_metric([source, kind, outcome], count)
+            runs.add_metric([source, kind, str(outcome)], count)
         for run in last_runs:
             if run.finished_at:
                 took.add_metric([run.source, run.kind], (run.finished_at - run.started_at).total_seconds())

@@ -107,7 +107,9 @@ class Record:
 
 
 class EtlRun(Base):
-    """One load of one source, or the undoing of one. counts: {table: {"added", "changed", "ended", "unchanged", "rejected", "skipped"}}.
+    """One load of one source, or the undoing of one.
+
+    counts: {table: {"added", "changed", "ended", "unchanged", "rejected", "skipped"}}.
 
     outcome: "done", "refused" (by the guard) or "failed" (the source could not be read). A run that is killed leaves no row.
     """
