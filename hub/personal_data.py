@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Table, cast, delete, or_, select, update
-from sqlalchemy import String as Text
+from sqlalchemy import JSON, ColumnElement, String, Table, cast, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from .database.tables import Base, Instance, User
@@ -77,7 +76,7 @@ def references() -> Iterator[tuple[Table, str]]:
 
 def find(session: Session, login: str) -> User:
     """Raises PersonError when nobody has the login, or ever had."""
-    user = session.query(User).filter(User.login == login).one_or_none()
+    user = session.scalars(select(User).where(User.login == login)).one_or_none()
     if user is None:
         raise PersonError(f"there is nobody with the login {login!r}; see `hutch etl status` for what was loaded")
     return user
@@ -114,7 +113,7 @@ def _mentions(table: Table, user: User) -> ColumnElement[bool]:
     if table.name == "etl_rejection":
         columns, mark = ["," + table.c.key + ","], ","
     else:
-        columns, mark = [cast(column, Text) for column in table.c if isinstance(column.type, JSON)], '"'
+        columns, mark = [cast(column, String) for column in table.c if isinstance(column.type, JSON)], '"'
     values = [f"{mark}{value}{mark}" for value in (user.id, user.login)]
     return or_(*(column.contains(value, autoescape=True) for column in columns for value in values))
 
@@ -127,7 +126,7 @@ def forget(session: Session, login: str, at: datetime) -> str:
     user = find(session, login)
     if user.ended_at is None:
         raise PersonError(f"{login} is still named by the source {user.source!r}; end the record there first")
-    if session.query(Instance).filter(Instance.owner_id == user.id, Instance.purged_at.is_(None)).count():
+    if session.scalars(select(Instance.id).where(Instance.owner_id == user.id, Instance.purged_at.is_(None)).limit(1)).first():
         raise PersonError(f"{login} still owns instances; delete them first, and wait until their grace is over")
     for name in OF_RUNS:
         session.execute(delete(Base.metadata.tables[name]).where(_mentions(Base.metadata.tables[name], user)))
