@@ -24,11 +24,21 @@ START_SECONDS = 60
 STOP_SECONDS = 30
 
 
+# which of Debian's packages has a program, where it is called otherwise
+PACKAGES = {
+    "initdb": "postgresql",
+    "postgres": "postgresql",
+    "mariadb-install-db": "mariadb-server",
+    "mariadbd": "mariadb-server",
+    "setpriv": "util-linux",
+}
+
+
 def program(name: str, *folders: str) -> str:
     """Its path; the test is skipped where it is not installed (which is a failure in CI)."""
     found = shutil.which(name, path=os.pathsep.join([*folders, "/usr/sbin", "/usr/bin", "/usr/local/bin"]))
     if found is None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{name} is missing: apt-get install {PACKAGES.get(name, name)}")
     return found
 
 
