@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import browser
 import pytest
 import requests
 from facility_hub import CONTACT, FacilityHub, facility
 from openid_provider import CLIENT, SECRET, OpenIDProcess
-from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from running_hub import until
 from sqlalchemy import select
 
@@ -25,11 +25,7 @@ from hub.database.tables import ExperimentMember, Identity, IdentitySuggestion, 
 from hub.errors import HutchError
 from hub.oidc import OpenIDProvider
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 NUMBERS = itertools.count()
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing: apt-get install chromium")
 
 # "facility" gives out the facility's logins; accounts of "proxy" name themselves; "orcid" knows people by their ORCID;
 # "mistaken" is the facility's provider again, with a wrong secret
@@ -121,11 +117,9 @@ def place(tmp_path_factory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+def chromium() -> Iterator[Browser]:
+    with browser.chromium() as running:
+        yield running
 
 
 @pytest.fixture
