@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# most tests wait for programs that start, so one more than cores is not too many; those of one file share what they start
+PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
 .PHONY: help demo test test-postgresql test-openstack check bench lock setup clean
@@ -18,10 +20,10 @@ demo:  ## load the example facility, run cloud, hub and portal, print one addres
 	@$(BIN)/hutch demo
 
 test: setup check  ## check the code, then run the tests (ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-postgresql: setup  ## run what touches the database on a real PostgreSQL
-	@HUTCH_TEST_DATABASE=postgresql $(BIN)/python -m pytest tests/hub tests/faults $(ARGS)
+	@HUTCH_TEST_DATABASE=postgresql $(PYTEST) tests/hub tests/faults $(ARGS)
 
 test-openstack: setup  ## as root: a real OpenStack and our image; the contract and a launch on them (a quarter of an hour)
 	@tests/openstack/check $(ARGS)

@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         help="from the power button to the plug (default %(default)s)",
     )
     parser.add_argument(
-        "--subnet", default="", help="addresses of the servers (default: the first free of 127.64.0.0/16 and following)"
+        "--subnet", default="", help="addresses of the servers (default: a free one of 127.64.0.0/16 to 127.127.0.0/16)"
     )
     parser.add_argument(
         "--leave-stopped", action="store_true", help="servers that were running are SHUTOFF after a restart, not booted again"

@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import random
 import resource
 import signal
 import socket
@@ -198,9 +199,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def claim_subnet(store: Store, wanted: str) -> tuple[IPv4Network, socket.socket]:
-    """Addresses that no other devcloud on this machine uses. Whoever listens at the gateway's address has the subnet."""
+    """Addresses that no other devcloud on this machine uses. Whoever listens at the gateway's address has the subnet.
+
+    A random one, which nobody else takes while this devcloud is started again.
+    """
     kept = store.setting("subnet", "")
-    for candidate in [kept] if kept else [wanted] if wanted else SUBNETS:
+    for candidate in [kept] if kept else [wanted] if wanted else random.sample(SUBNETS, len(SUBNETS)):
         subnet = IPv4Network(candidate)
         if not subnet.is_loopback or subnet.num_addresses < 8:
             raise CannotStart(f"--subnet must lie in 127.0.0.0/8 and hold some addresses, unlike {subnet}")
