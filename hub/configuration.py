@@ -16,6 +16,7 @@ from traitlets.config.loader import PyFileConfigLoader
 
 from .access import Quota, Terms
 from .errors import HutchError
+from .firewall import Firewall
 
 # so that a process started by another one reads the same file
 CONFIG_VARIABLE = "HUTCH_CONFIG"
@@ -220,6 +221,23 @@ class Hutch(Configurable):
         """,
     ).tag(config=True)
 
+    firewall = Dict(
+        help="""
+        Make these security groups in the cloud, keep their rules, and choose among them for each instance.
+
+        Default: none, and only the spawner's `security_groups` guard an instance. `hub_addresses` is where the hub and the proxy
+        call from: the base group, on every instance, lets nobody else in, and has `rules` besides (default: all that goes out).
+        Of `groups`, those are chosen for which one way of `for` holds whole (without `for`: for everybody; []: only the hook
+        chooses); one without `rules` is the cloud's own, and not changed. `hook`, a function or the URL of an HTTP service that
+        is posted JSON, is told what is known of an instance and names more of them within `hook_seconds` (default: 3); when it
+        fails, a launch has the base group alone, and the instance's history says so. Example::
+
+            nano = {"rules": [{"to": "10.3.0.0/24", "ports": "5064-5065"}], "for": [{"instruments": ["ID16"], "within_days": 2}]}
+            licences = {"for": [{"flavors": ["gpu.large"]}, {"roles": ["staff"], "groups": ["modelling"]}]}
+            c.Hutch.firewall = {"hub_addresses": ["10.77.0.1"], "groups": {"nano": nano, "licences": licences}}
+        """,
+    ).tag(config=True)
+
     smtp_url = Unicode(
         "",
         help="""
@@ -257,6 +275,14 @@ class Hutch(Configurable):
         Default: empty, and no such mail is sent.
         """,
     ).tag(config=True)
+
+    @validate("firewall")
+    def _readable(self, proposal: dict) -> dict:
+        try:
+            Firewall(proposal["value"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TraitError(f"firewall: {error!r}") from error
+        return proposal["value"]
 
     @validate("smtp_url")
     def _known_scheme(self, proposal: dict) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import isawaitable
@@ -25,11 +25,12 @@ from spawner.cloud import Trouble
 from spawner.launch import LaunchError, LaunchLog, Stage
 from spawner.openstack import OpenStackSpawner
 
-from . import access, instances, records
+from . import access, firewall_hook, instances, records
 from .authenticator import acting_login
 from .database.engine import DatabaseError, take_turn
 from .database.tables import Instance, Intent, IntentKind, Outcome, now
 from .facility import Facility
+from .firewall import Firewall, Subject
 from .services import STEWARD
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class Granted:
     plan: access.PlanOffer
     is_new: bool
     never_came_up: bool
+    subject: Subject
 
 
 def refusal(sentence: str, rule: str, status_code: int = 403) -> LaunchError:
@@ -102,7 +104,8 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
     else:
         plan = _check_resume(session, asked, person, instance, terms)
     intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
-    return Granted(instance.id, intent.id, plan, is_new, never_came_up=instance.first_ready_at is None)
+    subject = records.find_subject(session, instance, terms)
+    return Granted(instance.id, intent.id, plan, is_new, instance.first_ready_at is None, subject)
 
 
 def _may_start(
@@ -191,6 +194,7 @@ class Launching(Spawner):
     launch: LaunchLog | None = None
     _instance_id = ""
     _by_steward = False
+    _chosen: Sequence[str] = ()  # names of security groups
     _is_open = False  # granted, and not written down yet how it ended
 
     @cached_property
@@ -230,11 +234,26 @@ class Launching(Spawner):
             raise
         self._by_steward = asked.by_steward
         self.image, self.flavor, self.is_new = granted.plan.image, granted.plan.flavor, granted.is_new
+        await self._choose_guards(granted)
         self.launch.expected_seconds = await self._expected_seconds(granted.plan.id)
         self.launch.done(Stage.RIGHTS)
         hook = super().run_pre_spawn_hook()
         if isawaitable(hook):
             await hook
+
+    async def _choose_guards(self, granted: Granted) -> None:
+        if not (firewall := Firewall(self.facility.hutch.firewall)).ways:
+            return
+        told = await firewall_hook.ask(firewall, granted.subject.facts(granted.instance_id))
+        names = firewall.guards(granted.subject, self.facility.hutch.terms(now()), told)
+        self._chosen = [firewall.cloud_name(name, self.deployment_id) for name in sorted(names)]
+        if told is None:
+            sentence = "The site's firewall hook failed: until it answers, only the base rules of the firewall apply."
+            note = granted.instance_id, "firewall-hook-failed"
+            await self._record("a hook that failed", lambda session: instances.record_event(session, *note, message=sentence))
+
+    def guards(self) -> list[str]:
+        return [*super().guards(), *self._chosen]
 
     async def _expected_seconds(self, plan_id: str) -> float | None:
         """The median of the plan's last launches, as of a minute ago at most."""

@@ -27,6 +27,7 @@ from .database.tables import (
     UserGroup,
     UserRole,
 )
+from .firewall import Subject
 
 
 def find_person(session: Session, login: str, terms: Terms) -> Person | None:
@@ -115,6 +116,13 @@ def find_place(session: Session, instance: Instance, person: Person, terms: Term
         members={person.id: role} if role else {},
         visits=tuple(_visits(session, person.id, Experiment.id.in_(chosen))),
     )
+
+
+def find_subject(session: Session, instance: Instance, terms: Terms) -> Subject:
+    """What the choice of an instance's security groups rests on; its plan may have ended meanwhile."""
+    person = find_person(session, instance.owner.login, terms)
+    (plan,) = _offers(session, Plan.id == instance.plan_id)
+    return Subject(person, plan, find_place(session, instance, person, terms).visits if person else ())
 
 
 def plans_offered(session: Session) -> list[PlanOffer]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import cached_property
@@ -197,6 +197,24 @@ class Cloud:
 
         return await self._ask("look up the network port", call)
 
+    async def all_ports(self) -> list[dict[str, Any]]:
+        """Every port of the project, in what matters here: Neutron cannot filter by deployment. One call, unless paged."""
+
+        def call() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = []
+            query = "fields=id&fields=name&fields=description&fields=device_id&fields=security_groups"
+            while query:
+                page = self._network("GET", f"/ports?{query}")
+                found += page["ports"]
+                query = next((urlsplit(link["href"]).query for link in page.get("ports_links", ()) if link["rel"] == "next"), "")
+            return found
+
+        return await self._ask("list the network ports", call)
+
+    async def set_port_groups(self, port_id: str, groups: Sequence[str]) -> None:
+        body = {"port": {"security_groups": list(groups)}}
+        await self._ask("change the security groups", lambda: self._network("PUT", f"/ports/{port_id}", body))
+
     async def delete_port(self, port_id: str) -> None:
         """Gone already counts as done."""
         try:
@@ -204,6 +222,10 @@ class Cloud:
         except CloudError as error:
             if error.trouble is not Trouble.NOT_FOUND:
                 raise
+
+    async def groups(self, asked: str, method: str = "GET", path: str = "s", body: Any = None) -> Any:
+        """A call about security groups: /security-group{path}."""
+        return await self._ask(asked, lambda: self._network(method, f"/security-group{path}", body))
 
     # --- what a site names by name
 

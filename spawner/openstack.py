@@ -204,6 +204,10 @@ class OpenStackSpawner(Spawner):
             self.check_may_create()
         await self._create(ports)
 
+    def guards(self) -> list[str]:
+        """The security groups of this launch, by name or id."""
+        return self.security_groups
+
     def check_may_create(self) -> None:
         """Called when the cloud is certain that it has no server of an instance that is not new; may raise LaunchError."""
 
@@ -217,6 +221,7 @@ class OpenStackSpawner(Spawner):
         addresses = [port["fixed_ips"][0]["ip_address"] for port in ports if port["fixed_ips"]]
         self._remember(server["id"], next(iter(addresses), "") or address_of(server))
         server = await self._settled(server)
+        await self._guard(ports)
         status = server["status"]
         if status == "ERROR" or await self._is_stillborn(server):
             await self._replace(server)
@@ -227,6 +232,13 @@ class OpenStackSpawner(Spawner):
             self._acted_at = time.monotonic()
         else:
             self.log.info("%s: adopting server %s (%s)", self._log_name, server["id"], status)
+
+    async def _guard(self, ports: list[dict[str, Any]]) -> None:
+        """The port of an earlier launch gets the groups of this one."""
+        groups = await asyncio.gather(*(self.around.cloud.security_group_id(name) for name in self.guards()))
+        for port in ports if groups else ():
+            if set(groups) != set(port["security_groups"]):
+                await self.around.cloud.set_port_groups(port["id"], groups)
 
     async def _settled(self, server: Server) -> Server:
         """Waits until the cloud has done with what it is doing to the server (powering off, shelving)."""
@@ -268,10 +280,11 @@ class OpenStackSpawner(Spawner):
             cloud.image_id(self.image),
             cloud.flavor_id(self.flavor),
             cloud.network_id(self.network),
-            *(cloud.security_group_id(name) for name in self.security_groups),
+            *(cloud.security_group_id(name) for name in self.guards()),
         )
         # cancelled or not, what the cloud takes is remembered: stop() waits for this task and then knows the server
         port = next((port for port in ports if not port["device_id"]), None)
+        await self._guard([port] if port else [])
         self._creating = asyncio.create_task(self._create_port_and_server(image_id, flavor_id, network_id, groups, port))
         await asyncio.shield(self._creating)
 

@@ -9,6 +9,7 @@ from .facts import ADMIN, UNLIMITED, Decision, Grant, Limit, Person, Place, Plan
 from .instances import ENTERING, MAY, TASKS, Action, Part, Task, may_act, may_run, parts_of
 from .launches import (
     WITHOUT_EXPERIMENT,
+    grounds_of,
     lifetime,
     may_add_cores,
     may_launch,

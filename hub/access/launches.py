@@ -70,7 +70,7 @@ def may_pick(person: Person, plan: PlanOffer, visits: Sequence[Visit], terms: Te
     if person.is_admin:
         return Decision(True, "plan-admin", records=records + person.holds({ADMIN}))
     for limit in plan.limits:
-        if (grounds := _grounds(limit, person, visits, terms.at)) is not None:
+        if (grounds := grounds_of(limit, person, visits, terms.at)) is not None:
             return Decision(True, "plan-limit", records=records + grounds)
     ways = [_in_words(limit, plan.instruments) for limit in plan.limits]
     missed = [
@@ -91,7 +91,7 @@ def _record(table: str, person: Person, name: str) -> str:
     return ref(table, name, person.id) if table == "instrument_scientist" else ref(table, person.id, name)
 
 
-def _grounds(limit: Limit, person: Person, visits: Sequence[Visit], at: datetime) -> tuple[str, ...] | None:
+def grounds_of(limit: Limit, person: Person, visits: Sequence[Visit], at: datetime) -> tuple[str, ...] | None:
     """The records by which all that the limit names holds; None when something does not."""
     if limit.unknown or (limit.since and at < limit.since) or (limit.until and limit.until <= at):
         return None

@@ -21,7 +21,9 @@ from spawner.openstack import OpenStackSpawner
 from .. import configuration, mail, notices, personal_data, service
 from ..database.tables import now
 from ..facility import Facility
+from ..firewall import Firewall
 from ..group_sync import LOOK_SECONDS
+from .firewall import Keeping
 from .following import Following
 from .tasks import Launched, Pauses, expire, finish_stops, meant_to_run, purge
 
@@ -128,10 +130,14 @@ async def serve() -> None:
     async with aiohttp.ClientSession(base, headers=headers, timeout=aiohttp.ClientTimeout(total=30)) as hub:
         steward = Steward(facility, cloud_of(config), hub)
         every = facility.hutch.steward_interval_seconds
+        spawner = OpenStackSpawner(config=config)
+        firewall = Firewall(facility.hutch.firewall, (spawner.agent_port, spawner.port))
+        keeping = Keeping(facility, {"": steward.cloud}, firewall, spawner.security_groups)
         tasks = (steward.expire, steward.purge, steward.finish_stops, steward.readopt, steward.mail)
         await asyncio.gather(
             *(steward.repeat(task, every) for task in tasks),
             steward.repeat(steward.prune, DAY_SECONDS),
+            *([steward.repeat(keeping.keep_firewall, min(every, LOOK_SECONDS))] if firewall.ways else []),
             steward.repeat(Following(facility, hub).follow_runs, min(every, LOOK_SECONDS)),
         )
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from hub.firewall import neutron_rule, spelled
+
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 PORT = {
     "id", "name", "description", "network_id", "tenant_id", "project_id", "mac_address", "fixed_ips", "status", "admin_state_up",
@@ -123,6 +125,54 @@ def test_a_group_guards_the_ports_that_name_it_and_cannot_go_before_them(contrac
     changed = network("PUT", f"/ports/{port['id']}", {"port": {"security_groups": [default]}}).json()["port"]
     assert changed["security_groups"] == [default]
     assert network("DELETE", f"/security-groups/{group['id']}").status_code == 204
+
+
+def test_two_groups_may_have_one_name_and_are_told_apart_by_their_descriptions(network):
+    for description in ("hutch-1 base", "hutch-2 base"):
+        assert (
+            network("POST", "/security-groups", {"security_group": {"name": "twin", "description": description}}).status_code == 201
+        )
+    listed = network("GET", "/security-groups?name=twin").json()["security_groups"]
+    assert sorted(group["description"] for group in listed) == ["hutch-1 base", "hutch-2 base"]
+
+
+def test_a_new_group_lets_everything_out_and_nothing_in_as_the_firewall_spells_it(network):
+    group = network("POST", "/security-groups", {"security_group": {"name": "new", "description": ""}}).json()["security_group"]
+    everywhere = {spelled(neutron_rule({"to": where})) for where in ("0.0.0.0/0", "::/0")}
+    assert {spelled(rule) for rule in group["security_group_rules"]} == everywhere
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"from": "192.0.2.1", "ports": 8765},
+        {"from": "192.0.2.0/24", "ports": "5064-5065", "protocol": "udp"},
+        {"from": "2001:db8::/32", "protocol": "tcp"},
+        {"from": "0.0.0.0/0", "protocol": "icmp"},
+        {"to": "198.51.100.7/32"},
+    ],
+    ids=str,
+)
+def test_a_rule_of_the_firewall_is_shown_as_it_was_made(network, entry):
+    group = network("POST", "/security-groups", {"security_group": {"name": "spelled"}}).json()["security_group"]["id"]
+    made = network("POST", "/security-group-rules", {"security_group_rule": neutron_rule(entry) | {"security_group_id": group}})
+    assert made.status_code == 201, made.text
+    rules = network("GET", f"/security-groups/{group}").json()["security_group"]["security_group_rules"]
+    assert spelled(neutron_rule(entry)) in set(map(spelled, rules)) and len(rules) == 3
+
+
+def test_the_groups_of_a_port_in_use_change_and_its_listing_says_so(contract, network, kept):
+    group = network("POST", "/security-groups", {"security_group": {"name": "late"}}).json()["security_group"]["id"]
+    path = f"/ports/{kept['port']['id']}"
+    assert network("PUT", path, {"port": {"security_groups": [group]}}).status_code == 200
+    listed = network("GET", f"/ports?fields=id&fields=description&fields=security_groups&name={kept['port']['name']}").json()[
+        "ports"
+    ]
+    assert {"id": kept["port"]["id"], "description": kept["port"]["description"], "security_groups": [group]} in listed
+    unknown = network("PUT", path, {"port": {"security_groups": [NOWHERE]}})
+    assert neutron_error(unknown) == (404, "SecurityGroupNotFound")
+    network("PUT", path, {"port": {"security_groups": kept["port"]["security_groups"]}})
+    assert contract.server(kept["id"])["status"] == "ACTIVE"
 
 
 def test_a_port_that_names_no_group_gets_the_default_one(contract, network):

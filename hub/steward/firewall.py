@@ -1,0 +1,120 @@
+"""Keeps the security groups in the cloud, and which of them guard each instance, as they are declared and as the records are now.
+
+Only groups whose description bears this deployment's id are changed or deleted, and only ports of this deployment's instances.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session, joinedload
+
+from spawner.builders import deployment_tag
+from spawner.cloud import Cloud, CloudError
+
+from .. import firewall_hook, records
+from ..access import Terms
+from ..database.tables import Instance, now
+from ..facility import Facility
+from ..firewall import Firewall, Subject, spelled
+from ..group_sync import runs_done
+
+log = structlog.get_logger()
+AGAIN_SECONDS = 30.0
+ASK_AGAIN_SECONDS = 300.0
+
+
+def subjects(session: Session, instance_ids: Collection[str], terms: Terms) -> dict[str, Subject]:
+    query = select(Instance).where(Instance.id.in_(instance_ids), Instance.purged_at.is_(None)).options(joinedload(Instance.owner))
+    return {instance.id: records.find_subject(session, instance, terms) for instance in session.scalars(query)}
+
+
+@dataclass
+class Keeping:
+    """A pass after each run, and at an interval for what admins change and what expires. due: of the event loop's clock.
+
+    fixed: the groups that the site has on every instance anyway.
+    """
+
+    facility: Facility
+    clouds: Mapping[str, Cloud]
+    firewall: Firewall
+    fixed: Collection[str] = ()
+    runs: int = -1
+    due: float = 0.0
+    told: dict[str, tuple[dict[str, Any], float, set[str] | None]] = field(default_factory=dict)
+
+    async def keep_firewall(self) -> None:
+        clock, runs = asyncio.get_running_loop().time, await self.facility.ask(runs_done)
+        if runs == self.runs and clock() < self.due:
+            return
+        for cloud in {id(cloud): cloud for cloud in self.clouds.values()}.values():
+            await self._keep(cloud)
+        self.runs, self.due = runs, clock() + AGAIN_SECONDS
+
+    async def _keep(self, cloud: Cloud) -> None:
+        tag, rules = deployment_tag(self.facility.deployment_id), self.firewall.rules
+        listed = (await cloud.groups("list the security groups"))["security_groups"]
+        ours = {group["description"][len(tag) + 1 :]: group for group in listed if group["description"].startswith(f"{tag} ")}
+        for name in rules.keys() - ours.keys():
+            log.info("making a security group", group=name)
+            body = {"name": self.firewall.cloud_name(name, self.facility.deployment_id), "description": f"{tag} {name}"}
+            made = await cloud.groups("make a security group", "POST", "s", {"security_group": body})
+            ours[name] = made["security_group"]
+        for name in rules:
+            await self._repair(cloud, ours[name], rules[name])
+        ids = {group["name"]: group["id"] for group in listed if group["name"] in self.firewall.ways.keys() - rules.keys()}
+        # what Neutron gives a port that names none, and would let instances in to each other
+        default = {group["id"] for group in listed if group["name"] == "default" and "default" not in self.fixed}
+        surplus = {group["id"] for name, group in ours.items() if name not in rules}
+        await self._guard(cloud, tag, ids | {name: ours[name]["id"] for name in rules}, default | surplus)
+        for group_id in surplus:
+            with suppress(CloudError):  # one that something else uses stays
+                await cloud.groups("delete a security group", "DELETE", f"s/{group_id}")
+
+    async def _repair(self, cloud: Cloud, group: dict[str, Any], wanted: list[dict[str, Any]]) -> None:
+        """What is missing comes first, so that nothing is cut off meanwhile."""
+        present = {spelled(rule): rule["id"] for rule in group["security_group_rules"]}
+        for rule in {spelled(rule): rule for rule in wanted if spelled(rule) not in present}.values():
+            body = {"security_group_rule": rule | {"security_group_id": group["id"]}}
+            await cloud.groups("make a rule of a security group", "POST", "-rules", body)
+        for rule_id in [rule_id for rule, rule_id in present.items() if rule not in set(map(spelled, wanted))]:
+            log.warning("a security group had a rule that is not declared", group=group["name"])
+            await cloud.groups("delete a rule of a security group", "DELETE", f"-rules/{rule_id}")
+
+    async def _guard(self, cloud: Cloud, tag: str, ids: Mapping[str, str], taken: set[str]) -> None:
+        """Writes only the ports whose groups differ. taken: the groups that no port is to have."""
+        listed = await cloud.all_ports()
+        ports = [(port["description"][len(tag) + 1 :], port) for port in listed if port["description"].startswith(f"{tag} ")]
+        terms, hook_fails = self.facility.hutch.terms(now()), False
+        found = await self.facility.ask(partial(subjects, instance_ids={instance_id for instance_id, _ in ports}, terms=terms))
+        for instance_id, port in [one for one in ports if one[0] in found]:
+            subject = found[instance_id]
+            told = None if hook_fails else await self._ask_hook(instance_id, subject)
+            hook_fails = told is None
+            has = {*port["security_groups"]}
+            names = self.firewall.guards(subject, terms, told, {name for name, group_id in ids.items() if group_id in has})
+            groups = (has - {*ids.values()} - taken) | {ids[name] for name in names if name in ids}
+            if groups != has:
+                log.info("other security groups", instance=instance_id, groups=sorted(names))
+                try:
+                    await cloud.set_port_groups(port["id"], sorted(groups))
+                except CloudError as error:
+                    # the next one must not wait for it
+                    log.warning("security groups put off", instance=instance_id, error=str(error))
+
+    async def _ask_hook(self, instance_id: str, subject: Subject) -> set[str] | None:
+        """What it said of the same facts a while ago still holds."""
+        clock, facts = asyncio.get_running_loop().time, subject.facts(instance_id)
+        asked, at, told = self.told.get(instance_id, ({}, 0.0, None))
+        if told is None or facts != asked or clock() > at + ASK_AGAIN_SECONDS:
+            told = await firewall_hook.ask(self.firewall, facts)
+            self.told[instance_id] = (facts, clock(), told)
+        return told
