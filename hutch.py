@@ -68,6 +68,30 @@ def demo(
     hub.demo.run(console, payload=payload, devcloud_port=devcloud_port)
 
 
+@app.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Where backups are kept; each is a folder of its own in it.")],
+    keep: Annotated[int, typer.Option(min=1, help="How many to keep there: the newest.")] = 14,
+) -> None:
+    """Keep both databases and the keys, while all runs."""
+    import hub.backup
+    from hub.configuration import load, read
+
+    typer.echo(hub.backup.backup(read(), load(), folder.absolute(), keep))
+
+
+@app.command()
+def restore(made: Annotated[Path, typer.Argument(help="The folder that `hutch backup` named.")]) -> None:
+    """Put both databases and the keys back as they were. The hub and `hutch etl serve` must not run."""
+    import hub.backup
+    from hub.configuration import load, read
+
+    hub.backup.restore(read(), load(), made.absolute())
+    typer.echo(
+        "restored; the steward acts on nothing until `hutch db seal` has said whether this database goes on: see docs/deploying.md"
+    )
+
+
 def main() -> None:
     try:
         app()

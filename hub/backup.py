@@ -1,0 +1,116 @@
+"""`hutch backup` and `hutch restore`: both databases and the keys, as one folder.
+
+JupyterHub's database is read before Hutch's, so that an instance which the first knows is also in the second. The seal stays
+out: a restored database must be told from the one that went on, as the cloud may since have got servers that it knows nothing of.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from sqlalchemy import URL, create_engine, make_url, text
+from traitlets.config import Config
+
+from .configuration import Hutch
+from .errors import HutchError
+
+# the databases have files of their own here; the rest is of a process, of the demo, or tells this place from others
+NOT_KEPT = shutil.ignore_patterns("*.sqlite*", "seal*", "*.pid", "*.log", "*.lock", "devcloud")
+
+NOBODY_ELSE = """DO $$ BEGIN IF EXISTS (
+    SELECT FROM pg_stat_activity WHERE datname = current_database() AND usename IS NOT NULL AND pid <> pg_backend_pid()
+) THEN RAISE 'somebody uses %: stop the hub and `hutch etl serve` first', current_database(); END IF; END $$"""
+
+
+class BackupError(HutchError):
+    """Nothing was kept, or nothing restored."""
+
+
+def databases(config: Config, hutch: Hutch) -> dict[str, URL]:
+    return {"jupyterhub": make_url(config.JupyterHub.db_url), "hutch": make_url(hutch.database_url)}
+
+
+def backup(config: Config, hutch: Hutch, folder: Path, keep: int) -> Path:
+    """Writes a new folder below `folder`, which is there whole or not at all, and then deletes all but the newest `keep`."""
+    os.umask(0o077)
+    made = folder / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}"
+    partial = made.with_suffix(".partial")
+    partial.mkdir(parents=True)
+    try:
+        for name, url in databases(config, hutch).items():
+            _dump(url, partial / name)
+        shutil.copytree(hutch.state_dir, partial / "state", ignore=NOT_KEPT)
+        partial.rename(made)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in sorted(folder.glob("????-??-??T*Z"))[:-keep]:
+        shutil.rmtree(old)
+    return made
+
+
+def restore(config: Config, hutch: Hutch, made: Path) -> None:
+    """Puts the databases and the keys in the place of those that are there. Cut off, it can be repeated."""
+    os.umask(0o077)
+    urls = databases(config, hutch)
+    if missing := [name for name in (*urls, "state") if not (made / name).exists()]:
+        raise BackupError(f"{made} is not a whole backup: it has no {' and no '.join(missing)}")
+    for url in urls.values():
+        if url.get_backend_name() != "sqlite":
+            _postgresql("psql", url, "--no-psqlrc", f"--command={NOBODY_ELSE}")
+    state = Path(hutch.state_dir)
+    state.mkdir(parents=True, exist_ok=True)
+    # first of all, and no seal that any database has: the steward acts on nothing until an operator has said how it goes on
+    (state / "seal").write_text(f"restored from {made.name}\n")
+    for name, url in urls.items():
+        _load(url, made / name)
+    shutil.copytree(made / "state", state, dirs_exist_ok=True)
+    _forget_servers(urls["jupyterhub"])
+
+
+def _forget_servers(url: URL) -> None:
+    """Instances may have been started anew since the backup, and know other tokens: the hub is to take back each that runs."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE spawners SET server_id = NULL"))
+    engine.dispose()
+
+
+def _dump(url: URL, file: Path) -> None:
+    if url.get_backend_name() == "sqlite":
+        _copy(url.database or "", file)
+    else:
+        _postgresql("pg_dump", url, "--format=custom", f"--file={file}")
+
+
+def _load(url: URL, file: Path) -> None:
+    if url.get_backend_name() == "sqlite":
+        _copy(file, url.database or "")
+        return
+    with NamedTemporaryFile(suffix=".sql") as script:
+        # in whole before any of it is run: of half a script, the transaction below would be committed
+        _postgresql("pg_restore", None, "--no-owner", "--no-privileges", f"--file={script.name}", str(file))
+        alone = ("--no-psqlrc", "--quiet", "--output=/dev/null", "--single-transaction", "--set=ON_ERROR_STOP=1")
+        _postgresql("psql", url, *alone, "--command=DROP OWNED BY CURRENT_USER", f"--file={script.name}")
+
+
+def _copy(source: str | Path, target: str | Path) -> None:
+    # SQLite's own, which works beside writers; mode=rw: what is not there is not made up
+    with sqlite3.connect(f"file:{source}?mode=rw", uri=True) as there, sqlite3.connect(target) as here:
+        there.backup(here)
+
+
+def _postgresql(program: str, url: URL | None, *arguments: str) -> None:
+    where = [f"--dbname={url.set(drivername='postgresql', password=None).render_as_string()}"] if url else []
+    secret = {"PGPASSWORD": url.password} if url and url.password else {}
+    try:
+        subprocess.run([program, *where, *arguments], env={**os.environ, **secret}, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise BackupError(f"{program} is missing: install Debian's postgresql-client") from error
+    except subprocess.CalledProcessError as error:
+        raise BackupError(f"{program} failed: {' '.join(error.stderr.split())}") from error

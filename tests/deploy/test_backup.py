@@ -1,0 +1,132 @@
+"""Backup and restore on a real PostgreSQL: all is destroyed but the cloud, and a hub started on what was kept takes it back."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from facility_hub import FacilityHub, Visitor, facility
+from running_hub import REPOSITORY
+from sqlalchemy import select
+
+from hub.database.tables import Outcome, User
+
+
+class Site:
+    """A hub with databases that an ordinary role owns, as docs/deploying.md makes them."""
+
+    def __init__(self, server, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._server = server
+        self._role = f"site{secrets.token_hex(4)}"
+        self._admin(f"CREATE ROLE {self._role} LOGIN")
+        self._urls = {name: self._new_database() for name in ("hutch", "jupyterhub")}
+        monkeypatch.setattr("facility_hub.database_url", lambda _folder, name="hutch": self._urls[name])
+
+    def _admin(self, *statements: str) -> None:
+        dsn = f"host=127.0.0.1 port={self._server.port} user=hutch dbname=postgres"
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def _new_database(self) -> str:
+        url = self._server.new_database()
+        self._admin(f'ALTER DATABASE "{url.rsplit("/", 1)[1]}" OWNER TO {self._role}')
+        return url.replace("hutch@", f"{self._role}@")
+
+    def empty_databases(self) -> None:
+        for url in self._urls.values():
+            name = url.rsplit("/", 1)[1]
+            self._admin(f'DROP DATABASE "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}" OWNER {self._role}')
+
+
+def hutch(hub: FacilityHub, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HUTCH_CONFIG": str(hub.config_file), "PYTHONPATH": str(REPOSITORY)}
+    homes = ":".join(map(str, Path("/usr/lib/postgresql").glob("*/bin")))
+    environment["PATH"] = f"{os.environ['PATH']}:{homes}"
+    command = [sys.executable, "-m", "hutch", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=hub.folder)
+
+
+@pytest.fixture
+def site(postgresql, monkeypatch) -> Site:
+    return Site(postgresql, monkeypatch)
+
+
+@pytest.fixture
+def hub(site, tmp_path) -> Iterator[FacilityHub]:
+    with facility(tmp_path) as hub:
+        yield hub
+
+
+def server_of(hub: FacilityHub, visitor: Visitor) -> tuple[str, str]:
+    (server,) = hub.servers(visitor)
+    return server["id"], server["status"]
+
+
+def test_what_was_lost_is_restored_and_the_cloud_is_taken_back(site, hub, tmp_path):
+    runs, restarted, stopped, later = (hub.visitor() for _ in range(4))
+    for visitor in (runs, restarted, stopped):
+        hub.launched(visitor)
+    hub.end(stopped)
+    authority = (hub.state / "agent-tls/authority.pem").read_bytes()
+    known = [visitor.login for visitor in (runs, restarted, stopped, later)]
+
+    said = hutch(hub, "backup", tmp_path / "backups")
+    assert said.returncode == 0, said.stderr
+    made = Path(said.stdout.strip())
+
+    # since the backup: one was started again, and knows other tokens; one is new, and nothing that is restored knows of it
+    hub.end(restarted)
+    hub.start_again(restarted)
+    hub.until_ready(restarted.login, "films")
+    hub.launched(later)
+    before = {visitor.login: server_of(hub, visitor) for visitor in (runs, restarted, stopped)}
+    new_server = server_of(hub, later)[0]
+
+    refused = hutch(hub, "restore", made)
+    assert refused.returncode == 1 and "stop the hub" in refused.stderr
+
+    hub.kill()
+    hub.engine.dispose()
+    site.empty_databases()
+    shutil.rmtree(hub.state)
+    said = hutch(hub, "restore", made)
+    assert said.returncode == 0, said.stderr
+    hub.start()
+
+    assert set(hub.change(lambda session: session.scalars(select(User.login).where(User.login.in_(known))).all())) == set(known)
+    assert (hub.state / "agent-tls/authority.pem").read_bytes() == authority
+    for visitor in (runs, restarted):
+        hub.until_intent(visitor, kind="launch", actor="steward", outcome=Outcome.DONE)
+        hub.until_ready(visitor.login, "films")
+    assert {visitor.login: server_of(hub, visitor) for visitor in (runs, restarted, stopped)} == before
+    assert new_server in [server["id"] for server in hub.servers()]
+    assert len(hub.servers()) == 4
+
+
+def test_half_a_backup_is_refused_and_changes_nothing(hub, tmp_path):
+    made = Path(hutch(hub, "backup", tmp_path / "backups").stdout.strip())
+    hub.stop()
+    hub.engine.dispose()
+    (made / "hutch").write_bytes((made / "hutch").read_bytes()[:5000])
+    said = hutch(hub, "restore", made)
+    assert said.returncode == 1 and "pg_restore failed" in said.stderr
+    assert hub.change(lambda session: session.scalars(select(User.login).where(User.login == "ann")).one())
+    (made / "hutch").unlink()
+    said = hutch(hub, "restore", made)
+    assert said.returncode == 1 and "not a whole backup: it has no hutch" in said.stderr
+
+
+def test_the_newest_backups_are_kept_for_this_account_only(hub, tmp_path):
+    backups = tmp_path / "backups"
+    made = [Path(hutch(hub, "backup", backups, "--keep", "2").stdout.strip()) for _ in range(3)]
+    assert sorted(backups.iterdir()) == made[1:]
+    assert {path.stat().st_mode & 0o077 for path in made[-1].rglob("*")} == {0}
+    assert not list(made[-1].rglob("seal*"))
