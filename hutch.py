@@ -16,6 +16,7 @@ import etl.command
 import hub.database.command
 import hub.explain_command
 import hub.person_command
+import hub.steward.command
 from hub.configuration import CONFIG_VARIABLE, config_path
 from hub.errors import HutchError
 
@@ -31,6 +32,7 @@ app.add_typer(hub.database.command.app, name="db")
 app.add_typer(etl.command.app, name="etl")
 app.command()(hub.explain_command.explain)
 app.add_typer(hub.person_command.app, name="person")
+app.command()(hub.steward.command.reconcile)
 
 
 @app.callback()

@@ -209,6 +209,30 @@ class Hutch(Configurable):
         """,
     ).tag(config=True)
 
+    reconcile = Enum(
+        ["report", "quarantine", "delete"],
+        "report",
+        help="""
+        Do at most this about what is in the cloud and should not be: show it, stop and tag it, or delete it after that.
+
+        Default: "report". Only what carries this deployment's ids is ever touched; docs/reconciling.md names each difference.
+        """,
+    ).tag(config=True)
+
+    reconcile_interval_seconds = Float(
+        60, min=0.1, help="Compare the cloud, the records and the hub this often, in seconds.\n\nDefault: 60."
+    ).tag(config=True)
+
+    quarantine_after_hours = Float(
+        1, min=0, help="Quarantine what has been found for this many hours without a break.\n\nDefault: 1."
+    ).tag(config=True)
+
+    quarantine_days = Float(7, min=0, help="Delete what was quarantined this many days ago.\n\nDefault: 7.").tag(config=True)
+
+    steward_port = Int(
+        9582, min=0, max=65535, help="Show the steward's metrics on this TCP port of 127.0.0.1.\n\nDefault: 9582. 0 = nowhere."
+    ).tag(config=True)
+
     most_revoked_share = Float(
         0.05,
         min=0,
@@ -216,8 +240,8 @@ class Hutch(Configurable):
         help="""
         Take at most this share of the running instances from people at a time, because they are no longer on the experiment.
 
-        Default: 0.05, and always up to 3 instances. Where a change of the records would take more, the steward takes none,
-        and asks the admins.
+        Default: 0.05, and always up to 3. Where it would be more, the steward takes none, and asks the admins. The same share of
+        the servers is the most that it quarantines or deletes at a time.
         """,
     ).tag(config=True)
 
@@ -315,7 +339,7 @@ class Hutch(Configurable):
         window = timedelta(days=self.support_window_days)
         return Terms(at, quotas, self.lifetime, support_window=window, open_data=self.include_open_data)
 
-    @validate("lifetime_days", "support_window_days", "delete_grace_days", "steward_interval_seconds")
+    @validate("lifetime_days", "support_window_days", "delete_grace_days", "steward_interval_seconds", "reconcile_interval_seconds")
     def _finite(self, proposal: dict) -> float:
         if not isfinite(proposal["value"]):
             raise TraitError(f"{proposal['trait'].name} must be a finite number, not {proposal['value']}")

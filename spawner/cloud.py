@@ -140,6 +140,11 @@ class Cloud:
 
     async def servers(self, deployment_id: str) -> list[dict[str, Any]]:
         """Every server of this deployment, as Nova describes them in detail; one call per thousand."""
+        tagged = await self.tagged_servers(deployment_id)
+        return [server for server in tagged if server["metadata"].get(builders.DEPLOYMENT_KEY) == deployment_id]
+
+    async def tagged_servers(self, deployment_id: str) -> list[dict[str, Any]]:
+        """The same with those that only the tag calls ours."""
 
         def call() -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = []
@@ -148,7 +153,7 @@ class Cloud:
                 page = self._compute("GET", path)
                 found += page["servers"]
                 path = _next_page(page)
-            return [server for server in found if server["metadata"].get(builders.DEPLOYMENT_KEY) == deployment_id]
+            return found
 
         return await self._ask("list the servers", call)
 
@@ -168,6 +173,9 @@ class Cloud:
         """A server action without arguments: os-start, os-stop, unshelve ..."""
         words = {"os-start": "start the server", "os-stop": "stop the server"}.get(action, f"{action} the server")
         await self._ask(words, lambda: self._compute("POST", f"/servers/{server_id}/action", {action: None}))
+
+    async def tag_server(self, server_id: str, tag: str) -> None:
+        await self._ask("tag the server", lambda: self._compute("PUT", f"/servers/{server_id}/tags/{tag}"))
 
     async def delete_server(self, server_id: str) -> None:
         """Gone already counts as done."""
@@ -214,6 +222,18 @@ class Cloud:
     async def set_port_groups(self, port_id: str, groups: Sequence[str]) -> None:
         body = {"port": {"security_groups": list(groups)}}
         await self._ask("change the security groups", lambda: self._network("PUT", f"/ports/{port_id}", body))
+
+    async def floating_ips(self) -> list[dict[str, Any]]:
+        return await self._ask("list the floating IPs", lambda: [ip.to_dict() for ip in self._connection.network.ips()])
+
+    async def volumes(self) -> list[dict[str, Any]]:
+        """The project's volumes; none where the cloud has no such service."""
+
+        def call() -> list[dict[str, Any]]:
+            has = self._connection.has_service("block-storage")
+            return [volume.to_dict() for volume in self._connection.block_storage.volumes()] if has else []
+
+        return await self._ask("list the volumes", call)
 
     async def delete_port(self, port_id: str) -> None:
         """Gone already counts as done."""

@@ -22,7 +22,7 @@ from . import belongings, builders
 from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
 from .cloud import CloudError, Trouble
 from .launch import LaunchError, LaunchLog, Stage
-from .servers import WAKE, Server, address_of, fault_of, is_ended, is_moving, task_of
+from .servers import WAKE, Server, address_of, fault_of, foremost, is_ended, is_moving, task_of
 from .surroundings import Surroundings
 
 T = TypeVar("T")
@@ -214,8 +214,7 @@ class OpenStackSpawner(Spawner):
     def _foremost(self, servers: list[Server]) -> Server:
         if len(servers) > 1:
             self.log.error("%s has %d servers: %s", self._log_name, len(servers), [server["id"] for server in servers])
-        # a create that came through late finds its port taken, and leaves a second one in ERROR
-        return min(servers, key=lambda server: (server["status"] == "ERROR", server.get("created", "")))
+        return foremost(servers)
 
     async def _take(self, server: Server, ports: list[dict[str, Any]]) -> None:
         addresses = [port["fixed_ips"][0]["ip_address"] for port in ports if port["fixed_ips"]]

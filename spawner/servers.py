@@ -5,6 +5,7 @@ ref: https://docs.openstack.org/api-guide/compute/server_concepts.html
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from . import builders
@@ -59,3 +60,8 @@ def address_of(server: Server) -> str:
 def fault_of(server: Server) -> str:
     fault = server.get("fault") or {}
     return f"{fault.get('code', '')} {fault.get('message', '')}".strip() or server["status"]
+
+
+def foremost(servers: Iterable[Server]) -> Server:
+    """Which of an instance's servers it uses: a create that came through late finds its port taken, and leaves one in ERROR."""
+    return min(servers, key=lambda server: (server["status"] == "ERROR", server.get("created", "")))

@@ -41,6 +41,9 @@ c.Hutch.portal_port = {portal_port}
 c.Hutch.database_url = {database_url!r}
 c.JupyterHub.db_url = {hub_database_url!r}
 c.Hutch.steward_interval_seconds = 0.3
+# at its start only: a listing more would take the faults that tests order for others
+c.Hutch.reconcile_interval_seconds = 3600
+c.Hutch.steward_port = 0
 c.OpenStackSpawner.cloud_name = "devcloud"
 c.OpenStackSpawner.clouds_yaml = {clouds_yaml!r}
 c.OpenStackSpawner.fast_listing_seconds = 0.1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 from rich.console import Console
 
@@ -31,3 +34,23 @@ def current() -> None:
     database = engine.open_database(load().database_url)
     engine.check_current(database)
     Console().print(f"{engine.current_revision(database)} (the one this Hutch needs)")
+
+
+@app.command()
+def seal(
+    keep: Annotated[bool, typer.Option("--keep", help="It goes on, with the servers that it had.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Another one has them: this one gets a new deployment id.")] = False,
+) -> None:
+    """Say which database goes on after one was restored or copied, so that its steward acts again. Then restart the hub."""
+    from hub.configuration import load
+
+    from . import engine
+    from . import seal as seals
+
+    if keep == new:
+        raise typer.BadParameter("say either --keep or --new")
+    hutch = load()
+    database = engine.open_database(hutch.database_url)
+    engine.check_current(database)
+    decided = seals.decide(database, Path(hutch.state_dir), new=new)
+    Console().print(f"this database goes on as deployment {decided}; restart the hub")

@@ -13,22 +13,26 @@ from typing import Any
 
 import aiohttp
 import structlog
+from prometheus_client import Gauge, start_http_server
 from traitlets.config import Config
 
 from spawner.cloud import Cloud, CloudError
 from spawner.openstack import OpenStackSpawner
 
 from .. import configuration, mail, notices, personal_data, service
+from ..database import seal
 from ..database.tables import now
 from ..facility import Facility
 from ..firewall import Firewall
 from ..group_sync import LOOK_SECONDS
 from .firewall import Keeping
 from .following import Following
+from .reconciling import Reconciler
 from .tasks import Launched, Pauses, expire, finish_stops, meant_to_run, purge
 
 log = structlog.get_logger()
 DAY_SECONDS = 86_400.0
+MAY_ACT = Gauge("hutch_steward_may_act", "0 where the database was restored or is a copy, and the steward acts on nothing")
 
 
 def cloud_of(config: Config) -> Cloud:
@@ -44,6 +48,25 @@ class Steward:
     hub: aiohttp.ClientSession
     readoption: Pauses = field(default_factory=Pauses)
     mail_pauses: Pauses = field(default_factory=Pauses)
+    sealed: bool = True
+
+    def __post_init__(self) -> None:
+        self.reconciler = Reconciler(self.facility, {"": self.cloud}, partial(_served, self.hub))
+
+    async def reconcile(self) -> None:
+        """Changes the seal first: what is restored from a backup made before this pass is told from what made it."""
+        facility, folder = self.facility, Path(self.facility.hutch.state_dir)
+        if await asyncio.to_thread(seal.renew, facility.engine, folder, facility.deployment_id):
+            await self.reconciler.run()
+
+    async def may_act(self) -> bool:
+        """Whether the database is the one that this steward worked on last."""
+        facility, folder = self.facility, Path(self.facility.hutch.state_dir)
+        held, self.sealed = self.sealed, await facility.ask(partial(seal.holds, folder=folder, of=facility.deployment_id))
+        MAY_ACT.set(self.sealed)
+        if held and not self.sealed:
+            log.error("the steward acts on nothing", why=seal.ADVICE)
+        return self.sealed
 
     async def expire(self) -> None:
         grace = self.facility.hutch.delete_grace
@@ -95,11 +118,12 @@ class Steward:
         if deleted := await self.facility.ask(lambda session: personal_data.prune(session, now())):
             log.info("deleted what was kept long enough", rows=deleted)
 
-    async def repeat(self, task: Callable[[], Awaitable[None]], every_seconds: float) -> None:
-        """Each task for itself, so that one that takes long holds up no other."""
+    async def repeat(self, task: Callable[[], Awaitable[None]], every_seconds: float, *, acts: bool = True) -> None:
+        """Each task for itself, so that one that takes long holds up no other. acts: on the cloud, or on what the hub runs."""
         while True:
             try:
-                await task()
+                if not acts or await self.may_act():
+                    await task()
             except (CloudError, aiohttp.ClientError, TimeoutError) as error:
                 log.warning("put off", task=task.__name__, error=str(error))
             except Exception:
@@ -107,16 +131,16 @@ class Steward:
             await asyncio.sleep(every_seconds)
 
 
-async def _served(hub: aiohttp.ClientSession) -> set[tuple[str, str]]:
-    """(login, server name) of every server that the hub serves, starts or stops."""
-    served: set[tuple[str, str]] = set()
+async def _served(hub: aiohttp.ClientSession) -> dict[tuple[str, str], bool]:
+    """(login, server name) of every server that the hub serves, starts or stops, and whether it is ready."""
+    served: dict[tuple[str, str], bool] = {}
     offset: int | None = 0
     while offset is not None:
         headers = {"Accept": "application/jupyterhub-pagination+json"}
         async with hub.get("users", params={"state": "active", "offset": offset, "limit": 200}, headers=headers) as response:
             response.raise_for_status()
             page = await response.json()
-        served |= {(user["name"], name) for user in page["items"] for name in user["servers"]}
+        served |= {(user["name"], name): bool(one["ready"]) for user in page["items"] for name, one in user["servers"].items()}
         following = page["_pagination"]["next"]
         offset = following["offset"] if following else None
     return served
@@ -133,13 +157,24 @@ async def serve() -> None:
         spawner = OpenStackSpawner(config=config)
         firewall = Firewall(facility.hutch.firewall, (spawner.agent_port, spawner.port))
         keeping = Keeping(facility, {"": steward.cloud}, firewall, spawner.security_groups)
-        tasks = (steward.expire, steward.purge, steward.finish_stops, steward.readopt, steward.mail)
+        tasks = (steward.expire, steward.purge, steward.finish_stops, steward.readopt)
+        _show_metrics(facility.hutch.steward_port)
         await asyncio.gather(
             *(steward.repeat(task, every) for task in tasks),
-            steward.repeat(steward.prune, DAY_SECONDS),
+            steward.repeat(steward.mail, every, acts=False),
+            steward.repeat(steward.prune, DAY_SECONDS, acts=False),
+            steward.repeat(steward.reconcile, facility.hutch.reconcile_interval_seconds),
             *([steward.repeat(keeping.keep_firewall, min(every, LOOK_SECONDS))] if firewall.ways else []),
             steward.repeat(Following(facility, hub).follow_runs, min(every, LOOK_SECONDS)),
         )
+
+
+def _show_metrics(port: int) -> None:
+    try:
+        if port:
+            start_http_server(port, "127.0.0.1")
+    except OSError as error:
+        log.error("no metrics", port=port, why=str(error))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -24,12 +23,12 @@ from ..database.tables import Experiment, ExperimentMember, Instance, InstanceMe
 from ..facility import Facility
 from ..group_sync import runs_done
 from ..services import STEWARD
+from .guard import Guard
 from .tasks import Launched, meant_to_run
 
 log = structlog.get_logger()
 
 AGAIN_SECONDS = 30.0
-ALWAYS_ALLOWED = 3
 ALLOW_FILE = "allow-revocations"
 
 
@@ -147,8 +146,10 @@ class Following:
     hub: aiohttp.ClientSession
     runs: int = -1
     due: float = 0.0
-    asked: bool = False
     without_share: set[Loss] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.facility, ALLOW_FILE)
 
     async def follow_runs(self) -> None:
         clock, runs = asyncio.get_running_loop().time, await self.facility.ask(runs_done)
@@ -178,20 +179,12 @@ class Following:
 
     async def _allowed(self, instance_ids: set[str]) -> bool:
         """Whether that is little enough to be done without asking; where it is not, an operator may allow it once."""
-        hutch, running = self.facility.hutch, len(await self.facility.ask(meant_to_run))
-        allow = Path(hutch.state_dir) / ALLOW_FILE
-        if len(instance_ids) <= max(ALWAYS_ALLOWED, hutch.most_revoked_share * running) or await asyncio.to_thread(_take, allow):
-            self.asked = False
-            return True
-        text = (
-            f"By the records as they are now, people would lose {len(instance_ids)} instances ({running} are running). Nothing "
-            f"was done. If the records are wrong, undo the run (`hutch etl undo`); if they are right, create the file {allow}."
+        running = len(await self.facility.ask(meant_to_run))
+        words = (
+            f"By the records as they are now, people would lose {len(instance_ids)} instances ({running} are running). Nothing was "
+            f"done. If the records are wrong, undo the run (`hutch etl undo`); if they are right, make the file {self.guard.path}."
         )
-        log.error("too many would lose their instances", instances=len(instance_ids), running=running, allow=str(allow))
-        if not self.asked:
-            await self.facility.ask(lambda session: notices.tell_admins(session, "The steward waits for a decision", text))
-            self.asked = True
-        return False
+        return await self.guard.allows(len(instance_ids), running, words)
 
     async def _stop(self, loss: Loss) -> None:
         log.info("its owner may no longer have it run", instance=loss.instance_id, owner=loss.owner, why=loss.why)
@@ -211,11 +204,3 @@ class Following:
     @property
     def _ask(self) -> str:
         return f" If that is wrong, please ask {self.facility.hutch.contact}." if self.facility.hutch.contact else ""
-
-
-def _take(file: Path) -> bool:
-    try:
-        file.unlink()
-    except FileNotFoundError:
-        return False
-    return True

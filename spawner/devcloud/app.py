@@ -30,11 +30,22 @@ from spawner.devcloud.nova import Nova
 from spawner.devcloud.nova_actions import NovaActions
 from spawner.devcloud.nova_extras import NovaExtras
 from spawner.devcloud.state import Options, State, Store
+from spawner.devcloud.volumes import ROOT, Volumes
 
 log = logging.getLogger("devcloud")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-OPEN_PATHS = {"/image", "/image/", "/image/versions", "/image/v2", "/image/v2/", "/network", "/network/", *nova_versions.DISCOVERY}
+OPEN_PATHS = {
+    "/image",
+    "/image/",
+    "/image/versions",
+    "/image/v2",
+    "/image/v2/",
+    "/network",
+    "/network/",
+    *nova_versions.DISCOVERY,
+    *ROOT,
+}
 SUBNETS = [f"127.{number}.0.0/16" for number in range(64, 128)]
 # above 1024, as the demo is for ordinary users too
 SUBNET_LOCK_PORT = 9509
@@ -74,6 +85,7 @@ class Devcloud:
             nova_versions.NovaVersions(self._base_url),
             glance,
             Neutron(network, self._base_url),
+            Volumes(),
             Control(self.lifecycle, self.keystone, self._faults, self._calls),
         ]
 

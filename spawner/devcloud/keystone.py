@@ -24,6 +24,7 @@ SERVICES = {
     "compute": ("nova", "/compute/v2.1"),
     "image": ("glance", "/image"),
     "network": ("neutron", "/network"),
+    "block-storage": ("cinder", "/volume/v3"),
 }
 
 

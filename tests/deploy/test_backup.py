@@ -99,6 +99,9 @@ def test_what_was_lost_is_restored_and_the_cloud_is_taken_back(site, hub, tmp_pa
     shutil.rmtree(hub.state)
     said = hutch(hub, "restore", made)
     assert said.returncode == 0, said.stderr
+    refused = hutch(hub, "reconcile", "--dry-run")
+    assert refused.returncode == 1 and "hutch db seal --keep" in refused.stderr, "it acts on nothing before that is said"
+    assert hutch(hub, "db", "seal", "--keep").returncode == 0
     hub.start()
 
     assert set(hub.change(lambda session: session.scalars(select(User.login).where(User.login.in_(known))).all())) == set(known)
