@@ -31,6 +31,7 @@ PACKAGES = {
     "mariadb-install-db": "mariadb-server",
     "mariadbd": "mariadb-server",
     "setpriv": "util-linux",
+    "nginx": "nginx-light",
 }
 
 

@@ -40,9 +40,9 @@ class OpenIDProcess:
     def issuer(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    def start(self, hub_port: int, *names: str) -> None:
-        """Knowing the hub as a client, which calls this provider by these names."""
-        back = f"http://localhost:{hub_port}/hub/"
+    def start(self, hub: int | str, *names: str) -> None:
+        """Knowing the hub (its port on this machine, or its address) as a client, which calls this provider by these names."""
+        back = f"http://localhost:{hub}/hub/" if isinstance(hub, int) else f"{hub}/hub/"
         client = {
             "client_id": CLIENT,
             "client_secret": SECRET,
