@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from statistics import median
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
@@ -24,7 +25,6 @@ from .database.tables import (
     IntentKind,
     MemberRole,
     Outcome,
-    Plan,
     now,
 )
 
@@ -71,9 +71,11 @@ def create(
     plan_id: str,
     experiment_ids: Sequence[str],
     lifetime: timedelta | None,
+    plan_name: str = "",
 ) -> Instance:
     """lifetime: None for an instance without end."""
     instance = Instance(
+        id=str(uuid4()),  # known now, so that all is written at once
         owner_id=owner_id,
         server_name=server_name,
         display_name=display_name,
@@ -81,11 +83,10 @@ def create(
         ends_at=now() + lifetime if lifetime else None,
     )
     session.add(instance)
-    session.flush()
     session.add(InstanceMember(instance_id=instance.id, user_id=owner_id, role=MemberRole.OWNER))
-    session.add_all(InstanceExperiment(instance_id=instance.id, experiment_id=name) for name in experiment_ids)
-    plan_name = session.scalar(select(Plan.name).where(Plan.id == plan_id))
-    record_event(session, instance.id, "created", actor=owner_id, message=f"plan {plan_name}")
+    session.add_all(InstanceExperiment(instance=instance, experiment_id=name) for name in experiment_ids)
+    record_event(session, instance.id, "created", actor=owner_id, message=f"plan {plan_name or plan_id}")
+    session.flush()
     return instance
 
 

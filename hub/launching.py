@@ -129,6 +129,7 @@ def _first_launch(session: Session, asked: Asked, person: access.Person, terms: 
         # JupyterHub allows a few characters more than fit
         display_name=(asked.display_name or asked.server_name)[:250],
         plan_id=plan.id,
+        plan_name=plan.name,
         experiment_ids=[visit.id for visit in visits],
         lifetime=access.lifetime(person, plan, terms),
     )

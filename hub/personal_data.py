@@ -55,6 +55,7 @@ INVENTORY: dict[str, Kept] = {
     "instance_member": Kept("to decide who may enter an instance"),
     "instance_experiment": Kept("to decide who may enter an instance"),
     "intent": Kept("to carry out what was asked, and to explain it later", ("actor",), ("reason", "message", "detail")),
+    "launch_wait": Kept("to launch in turn"),
     "instance_event": Kept("to explain what happened to an instance", ("actor",), ("message",)),
     "notice": Kept("to tell a person something once", words=("subject", "text"), days=90, since="at"),
     "etl_run": Kept("to explain where a record comes from", words=("message",)),

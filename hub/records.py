@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, cast, func, literal, null, select, true, union_all
+from sqlalchemy import Select, Text, bindparam, cast, func, literal, null, select, true, union_all
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from .access import Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, quota
@@ -29,18 +29,75 @@ from .database.tables import (
 )
 from .firewall import Subject
 
+# --- what every page and every launch asks: few queries, of columns, built once because that takes longer than the answer
+
+
+def _granted(kind: str, table: Any, name: Any, expires_at: Any) -> Select:
+    columns = literal(kind).label("kind"), name.label("name"), expires_at.label("expires_at")
+    return select(*columns).where(table.user_id == _THIS, table.ended_at.is_(None))
+
+
+_IS_THIS = User.login == bindparam("login"), User.ended_at.is_(None)
+_THIS = select(User.id).where(*_IS_THIS).scalar_subquery()
+_GRANTS = union_all(
+    _granted("role", UserRole, UserRole.role, UserRole.expires_at),
+    _granted("group", UserGroup, UserGroup.group, UserGroup.expires_at),
+    _granted("instrument", InstrumentScientist, InstrumentScientist.instrument_id, null()),
+).subquery()
+PERSON = select(User, _GRANTS.c.kind, _GRANTS.c.name, _GRANTS.c.expires_at).outerjoin(_GRANTS, true()).where(*_IS_THIS)
+
+_IS_MEMBER = (
+    (ExperimentMember.experiment_id == Experiment.id)
+    & (ExperimentMember.user_id == bindparam("user_id"))
+    & ExperimentMember.ended_at.is_(None)
+)
+VISITS = (
+    select(
+        Experiment.id,
+        Experiment.proposal_id,
+        Experiment.instrument_id,
+        func.coalesce(Experiment.title, Proposal.title),
+        Instrument.name,
+        Experiment.starts_at,
+        Experiment.ends_at,
+        ExperimentMember.role,
+        Proposal.public_at,
+        Experiment.ended_at.is_not(None),
+    )
+    .select_from(Experiment)
+    .join(Proposal, Proposal.id == Experiment.proposal_id)
+    .join(Instrument, Instrument.id == Experiment.instrument_id)
+    .outerjoin(ExperimentMember, _IS_MEMBER)
+    .order_by(Experiment.starts_at.desc(), Experiment.id)
+)
+VISITS_NAMED = VISITS.where(Experiment.id.in_(bindparam("ids", expanding=True)))
+
+_FACTS = Plan.id, Plan.name, func.coalesce(Plan.description, ""), Plan.image, Plan.flavor, Plan.cores, Plan.memory_mb
+PLANS = select(*_FACTS, cast(Plan.limits, Text), Plan.lifetimes).where(Plan.ended_at.is_(None)).order_by(Plan.position, Plan.name)
+PLAN = PLANS.where(Plan.id == bindparam("plan_id"))
+
+_IS_OWN = Instance.owner_id == bindparam("user_id")
+_NEWEST = select(Instance.plan_id).where(_IS_OWN).order_by(Instance.created_at.desc()).limit(1)
+USAGE = (
+    select(func.count(), func.coalesce(func.sum(Plan.cores), 0), _NEWEST.scalar_subquery())
+    .select_from(Instance)
+    .join(Plan, Plan.id == Instance.plan_id)
+    .where(_IS_OWN, Instance.deleted_at.is_(None))
+)
+INSTANCE = (
+    select(Instance)
+    .join(Instance.owner)
+    .where(User.login == bindparam("login"), Instance.server_name == bindparam("server_name"), Instance.deleted_at.is_(None))
+    .options(joinedload(Instance.plan), selectinload(Instance.experiments))
+)
+
+
+# --- people, experiments
+
 
 def find_person(session: Session, login: str, terms: Terms) -> Person | None:
     """The person who signs on as `login`, or None when the facility does not know them (any more)."""
-    # one query: this is asked at every page and every launch
-    this = select(User.id).where(User.login == login, User.ended_at.is_(None)).scalar_subquery()
-    grants = union_all(
-        _granted("role", UserRole, UserRole.role, UserRole.expires_at, this),
-        _granted("group", UserGroup, UserGroup.group, UserGroup.expires_at, this),
-        _granted("instrument", InstrumentScientist, InstrumentScientist.instrument_id, null(), this),
-    ).subquery()
-    query = select(User, grants.c.kind, grants.c.name, grants.c.expires_at).outerjoin(grants, true())
-    rows = session.execute(query.where(User.login == login, User.ended_at.is_(None))).all()
+    rows = session.execute(PERSON, {"login": login}).all()
     if not rows:
         return None
     user = rows[0][0]
@@ -52,54 +109,25 @@ def find_person(session: Session, login: str, terms: Terms) -> Person | None:
     return Person(user.id, user.login, user.name, roles, groups, instruments, allowed.instances, allowed.cores)
 
 
-def _granted(kind: str, table: Any, name: Any, expires_at: Any, user_id: Any) -> Select:
-    columns = literal(kind).label("kind"), name.label("name"), expires_at.label("expires_at")
-    return select(*columns).where(table.user_id == user_id, table.ended_at.is_(None))
-
-
 def experiments_of(session: Session, user_id: str, also: Collection[str] = ()) -> list[Visit]:
     """Every experiment that the person is a member of now, newest first, and those of these ids."""
     mine = select(ExperimentMember.experiment_id).where(ExperimentMember.user_id == user_id, ExperimentMember.ended_at.is_(None))
     # one set of ids: asked as "or", both databases would go through all experiments
     ids = union_all(mine, select(Experiment.id).where(Experiment.id.in_(also)))
-    return _visits(session, user_id, Experiment.id.in_(ids), Experiment.ended_at.is_(None))
+    return _visits(session, VISITS.where(Experiment.id.in_(ids), Experiment.ended_at.is_(None)), user_id)
 
 
 def experiments_named(session: Session, ids: Iterable[str], user_id: str) -> list[Visit]:
     """The experiments of these ids, with the part that the person has in them, if any; those that are gone too."""
-    return _visits(session, user_id, Experiment.id.in_(list(ids)))
+    return _visits(session, VISITS_NAMED, user_id, ids=list(ids))
 
 
-def _visits(session: Session, user_id: str, *conditions: ColumnElement[bool]) -> list[Visit]:
-    # columns, not objects: this is asked at every launch
-    is_member = (
-        (ExperimentMember.experiment_id == Experiment.id)
-        & (ExperimentMember.user_id == user_id)
-        & ExperimentMember.ended_at.is_(None)
-    )
-    query = (
-        select(
-            Experiment.id,
-            Experiment.proposal_id,
-            Experiment.instrument_id,
-            func.coalesce(Experiment.title, Proposal.title),
-            Instrument.name,
-            Experiment.starts_at,
-            Experiment.ends_at,
-            ExperimentMember.role,
-            Proposal.public_at,
-            Experiment.ended_at.is_not(None),
-        )
-        .select_from(Experiment)
-        .join(Proposal, Proposal.id == Experiment.proposal_id)
-        .join(Instrument, Instrument.id == Experiment.instrument_id)
-        .outerjoin(ExperimentMember, is_member)
-        .where(*conditions)
-        .order_by(Experiment.starts_at.desc(), Experiment.id)
-    )
+def _visits(session: Session, query: Select, user_id: str, **values: Any) -> list[Visit]:
     return [
         Visit(name, proposal, instrument, title, where, starts_at, ends_at, {user_id: role} if role else {}, public_at, bool(gone))
-        for name, proposal, instrument, title, where, starts_at, ends_at, role, public_at, gone in session.execute(query)
+        for name, proposal, instrument, title, where, starts_at, ends_at, role, public_at, gone in session.execute(
+            query, values | {"user_id": user_id}
+        )
     ]
 
 
@@ -114,7 +142,7 @@ def find_place(session: Session, instance: Instance, person: Person, terms: Term
         owner_id=instance.owner_id,
         owner_is_staff=person.id != instance.owner_id and session.scalar(is_staff) is not None,
         members={person.id: role} if role else {},
-        visits=tuple(_visits(session, person.id, Experiment.id.in_(chosen))),
+        visits=tuple(_visits(session, VISITS.where(Experiment.id.in_(chosen)), person.id)),
     )
 
 
@@ -126,21 +154,22 @@ def find_subject(session: Session, instance: Instance, terms: Terms) -> Subject:
 
 
 def plans_offered(session: Session) -> list[PlanOffer]:
-    return _offers(session, Plan.ended_at.is_(None))
+    return _offers(session, PLANS)
 
 
 def find_plan(session: Session, plan_id: str) -> PlanOffer | None:
-    return next(iter(_offers(session, Plan.id == plan_id, Plan.ended_at.is_(None))), None)
+    return next(iter(_offers(session, PLAN, plan_id=plan_id)), None)
 
 
-def _offers(session: Session, *conditions: ColumnElement[bool]) -> list[PlanOffer]:
-    facts = Plan.id, Plan.name, func.coalesce(Plan.description, ""), Plan.image, Plan.flavor, Plan.cores, Plan.memory_mb
-    query = select(*facts, cast(Plan.limits, Text), Plan.lifetimes).where(*conditions).order_by(Plan.position, Plan.name)
-    rows = session.execute(query).all()
-    named = {name for row in rows for limit in _limits(row[7]) for name in limit.instruments or ()}
+def _offers(session: Session, query: Select, **values: Any) -> list[PlanOffer]:
+    rows: list[Any] = list(session.execute(query, values))
+    named = {name for *_, limits, _ in rows for limit in _limits(limits) for name in limit.instruments or ()}
     instruments = select(Instrument.id, Instrument.name).where(Instrument.id.in_(named))
     names = dict(session.execute(instruments).tuples().all()) if named else {}
-    return [PlanOffer(*row[:7], limits=_limits(row[7]), lifetimes=row[8], instruments=names) for row in rows]
+    return [
+        PlanOffer(name, title, words, image, flavor, cores, memory_mb, _limits(limits), lifetimes=days, instruments=names)
+        for name, title, words, image, flavor, cores, memory_mb, limits, days in rows
+    ]
 
 
 @lru_cache(2000)
@@ -150,13 +179,7 @@ def _limits(text: str) -> tuple[Limit, ...]:
 
 def find_usage(session: Session, user_id: str) -> Usage:
     """What the person's instances take, but for those marked for deletion; and the plan of their newest one."""
-    newest = select(Instance.plan_id).where(Instance.owner_id == user_id).order_by(Instance.created_at.desc()).limit(1)
-    query = select(func.count(), func.coalesce(func.sum(Plan.cores), 0), newest.scalar_subquery())
-    count, cores, last_plan = session.execute(
-        query.select_from(Instance)
-        .join(Plan, Plan.id == Instance.plan_id)
-        .where(Instance.owner_id == user_id, Instance.deleted_at.is_(None))
-    ).one()
+    count, cores, last_plan = session.execute(USAGE, {"user_id": user_id}).one()
     return Usage(count, int(cores), last_plan or "")
 
 
@@ -167,12 +190,7 @@ def server_names(session: Session, user_id: str) -> set[str]:
 
 def find_instance(session: Session, login: str, server_name: str) -> Instance | None:
     """The live instance behind a named server of JupyterHub."""
-    return session.scalar(
-        select(Instance)
-        .join(Instance.owner)
-        .where(User.login == login, Instance.server_name == server_name, Instance.deleted_at.is_(None))
-        .options(joinedload(Instance.plan), selectinload(Instance.experiments))
-    )
+    return session.scalar(INSTANCE, {"login": login, "server_name": server_name})
 
 
 def instances_owned(session: Session, user_id: str) -> list[Instance]:

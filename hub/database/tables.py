@@ -395,6 +395,8 @@ class InstanceExperiment(Base):
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), primary_key=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiment.id"), primary_key=True, index=True)
 
+    instance: Mapped[Instance] = relationship(overlaps="experiments")
+
 
 class Intent(Base):
     """What somebody wants of an instance, written before anything is asked of the cloud. The newest one is in force.

@@ -83,7 +83,7 @@ def instance(session: Session) -> Instance:
 
 
 def create(session: Session, name: str = "films", *, lifetime: timedelta | None = LIFETIME, plan: str = "notebook") -> Instance:
-    fields = {"plan_id": plan, "experiment_ids": [], "lifetime": lifetime}
+    fields = {"plan_id": plan, "plan_name": plan.title(), "experiment_ids": [], "lifetime": lifetime}
     return instances.create(session, owner_id="1", server_name=name, display_name="Films", **fields)
 
 
