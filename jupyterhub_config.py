@@ -1,7 +1,7 @@
 """The whole deployment, in JupyterHub's own configuration language; it runs as it is, on defaults, as the demo.
 
 What a site changes is on this page. JupyterHub's settings are explained by `jupyterhub --help-all`, Hutch's own where they are
-defined: `class Hutch` in hub/configuration.py and `class OpenStackSpawner` in spawner/openstack.py.
+defined: `class Hutch` in hub/configuration.py and `c.OpenStackSpawner` in spawner/settings.py.
 """
 
 from pathlib import Path

@@ -72,14 +72,16 @@ def create(
     experiment_ids: Sequence[str],
     lifetime: timedelta | None,
     plan_name: str = "",
+    place: str = "",
 ) -> Instance:
-    """lifetime: None for an instance without end."""
+    """lifetime: None for an instance without end. place: where its server will be created first."""
     instance = Instance(
         id=str(uuid4()),  # known now, so that all is written at once
         owner_id=owner_id,
         server_name=server_name,
         display_name=display_name,
         plan_id=plan_id,
+        place=place,
         ends_at=now() + lifetime if lifetime else None,
     )
     session.add(instance)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import isawaitable
@@ -60,6 +60,8 @@ class Asked:
     actor: str
     by_service: bool = False
     blocked: bool = False
+    # the site's
+    places: Collection[str] = ()
 
     @property
     def by_steward(self) -> bool:
@@ -76,6 +78,7 @@ class Granted:
     is_new: bool
     never_came_up: bool
     subject: Subject
+    place: str = ""
 
 
 def refusal(sentence: str, rule: str, status_code: int = 403) -> LaunchError:
@@ -105,7 +108,7 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
         plan = _check_resume(session, asked, person, instance, terms)
     intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
     subject = records.find_subject(session, instance, terms)
-    return Granted(instance.id, intent.id, plan, is_new, instance.first_ready_at is None, subject)
+    return Granted(instance.id, intent.id, plan, is_new, instance.first_ready_at is None, subject, instance.place)
 
 
 def _may_start(
@@ -122,8 +125,11 @@ def _first_launch(session: Session, asked: Asked, person: access.Person, terms: 
     options = _parsed(asked.options)
     plan, visits = _plan_and_visits(session, options, person.id)
     _check(access.may_launch(person, plan, visits, records.find_usage(session, person.id), terms))
+    if missing := sorted(set(plan.places) - set(asked.places)):
+        raise refusal(f"{plan.name} is for a place that this site does not have ({', '.join(missing)}).", "unknown-place", 409)
     instance = instances.create(
         session,
+        place=next(iter(plan.places), ""),
         owner_id=person.id,
         server_name=asked.server_name,
         # JupyterHub allows a few characters more than fit
@@ -193,6 +199,7 @@ class Launching(Spawner):
     _expected: ClassVar[dict[str, tuple[float, float | None]]] = {}
     granted: Granted | None = None
     launch: LaunchLog | None = None
+    place_is_kept = True
     _instance_id = ""
     _by_steward = False
     _chosen: Sequence[str] = ()  # names of security groups
@@ -235,6 +242,7 @@ class Launching(Spawner):
             raise
         self._by_steward = asked.by_steward
         self.image, self.flavor, self.is_new = granted.plan.image, granted.plan.flavor, granted.is_new
+        self.place, self.allowed_places = granted.place, list(granted.plan.places)
         await self._choose_guards(granted)
         self.launch.expected_seconds = await self._expected_seconds(granted.plan.id)
         self.launch.done(Stage.RIGHTS)
@@ -297,7 +305,14 @@ class Launching(Spawner):
             actor=actor,
             by_service=by_service,
             blocked=self._is_blocked(),
+            places=getattr(self, "places", ()),
         )
+
+    async def choose_place(self, place: str) -> None:
+        """Written before anything is made there, so that a hub which died half-way knows where to look."""
+        write = update(Instance).where(Instance.id == self._instance_id).values(place=place)
+        await self._ask(lambda session: session.execute(write))
+        await super().choose_place(place)
 
     def check_may_create(self) -> None:
         """An instance that has been used is not replaced by an empty one under its name."""

@@ -73,7 +73,8 @@ VISITS = (
 VISITS_NAMED = VISITS.where(Experiment.id.in_(bindparam("ids", expanding=True)))
 
 _FACTS = Plan.id, Plan.name, func.coalesce(Plan.description, ""), Plan.image, Plan.flavor, Plan.cores, Plan.memory_mb
-PLANS = select(*_FACTS, cast(Plan.limits, Text), Plan.lifetimes).where(Plan.ended_at.is_(None)).order_by(Plan.position, Plan.name)
+_PLANS = select(*_FACTS, cast(Plan.limits, Text), Plan.lifetimes, Plan.places).order_by(Plan.position, Plan.name)
+PLANS = _PLANS.where(Plan.ended_at.is_(None))
 PLAN = PLANS.where(Plan.id == bindparam("plan_id"))
 
 _IS_OWN = Instance.owner_id == bindparam("user_id")
@@ -149,7 +150,7 @@ def find_place(session: Session, instance: Instance, person: Person, terms: Term
 def find_subject(session: Session, instance: Instance, terms: Terms) -> Subject:
     """What the choice of an instance's security groups rests on; its plan may have ended meanwhile."""
     person = find_person(session, instance.owner.login, terms)
-    (plan,) = _offers(session, Plan.id == instance.plan_id)
+    (plan,) = _offers(session, _PLANS.where(Plan.id == instance.plan_id))
     return Subject(person, plan, find_place(session, instance, person, terms).visits if person else ())
 
 
@@ -163,12 +164,12 @@ def find_plan(session: Session, plan_id: str) -> PlanOffer | None:
 
 def _offers(session: Session, query: Select, **values: Any) -> list[PlanOffer]:
     rows: list[Any] = list(session.execute(query, values))
-    named = {name for *_, limits, _ in rows for limit in _limits(limits) for name in limit.instruments or ()}
+    named = {name for *_, limits, _, _ in rows for limit in _limits(limits) for name in limit.instruments or ()}
     instruments = select(Instrument.id, Instrument.name).where(Instrument.id.in_(named))
     names = dict(session.execute(instruments).tuples().all()) if named else {}
     return [
-        PlanOffer(name, title, words, image, flavor, cores, memory_mb, _limits(limits), lifetimes=days, instruments=names)
-        for name, title, words, image, flavor, cores, memory_mb, limits, days in rows
+        PlanOffer(name, title, words, image, flavor, cores, memory_mb, _limits(limits), days, names, tuple(places))
+        for name, title, words, image, flavor, cores, memory_mb, limits, days, places in rows
     ]
 
 

@@ -1,5 +1,7 @@
 """One OpenStack cloud: the calls that Hutch makes, each in a thread of its own pool, with errors that say what to do.
 
+What is safe to ask twice is asked again within a deadline; a cloud that has stopped answering is not waited for (`breaker`).
+
 Calls go through openstacksdk's own session and catalog, but with plain JSON bodies (see `builders`): what is sent can be read, and
 a listing of many servers costs little.
 """
@@ -10,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +24,18 @@ import openstack
 import openstack.exceptions as sdk_errors
 import requests
 import requests.exceptions as http_errors
+from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, stop_any, stop_before_delay, wait_random_exponential
 
 from . import builders
+from .breaker import Breaker
 
 T = TypeVar("T")
 CATALOGUE_SECONDS = 300.0
-# of one HTTP request; a call that takes longer counts as unanswered, never as refused
-API_TIMEOUT_SECONDS = 60
+# of one HTTP request, and of a call in all; what takes longer counts as unanswered, never as refused
+API_TIMEOUT_SECONDS = 60.0
+TRIES = 4
+# a call is not tried again when that would begin later than this
+RETRY_SECONDS = 15.0
 # what openstacksdk and the layers below it raise; and for an answer that is not JSON, or not of the shape that was asked for
 CALL_ERRORS = (
     *(sdk_errors.SDKException, keystone_errors.ClientException, http_errors.RequestException, OSError),
@@ -48,16 +56,22 @@ class Trouble(StrEnum):
 
 
 class CloudError(Exception):
-    """str() is a plain sentence for people; detail is the cloud's own words, for operators."""
+    """str() is a plain sentence for people; detail is the cloud's own words, for operators.
 
-    def __init__(self, trouble: Trouble, sentence: str, detail: str = "") -> None:
+    pause_seconds: how long the cloud asks to wait. too_many: it was not done, only because there are too many calls just now.
+    """
+
+    def __init__(
+        self, trouble: Trouble, sentence: str, detail: str = "", *, pause_seconds: float = 0.0, too_many: bool = False
+    ) -> None:
         super().__init__(sentence)
         self.trouble, self.detail = trouble, detail
+        self.pause_seconds, self.too_many = pause_seconds, too_many
 
 
 def cloud_error(error: Exception, asked: str) -> CloudError:
     """Sorts what openstacksdk raised while `asked` ('create the server') was asked for."""
-    detail = str(getattr(error, "details", "") or error)
+    detail = str(getattr(error, "details", "") or error) or repr(error)
     if isinstance(error, sdk_errors.ConfigException | keystone_errors.MissingAuthPlugin | keystone_errors.MissingRequiredOptions):
         return CloudError(Trouble.CREDENTIALS, f"The cloud is not configured rightly, so it could not {asked}.", detail)
     if isinstance(error, sdk_errors.HttpException):
@@ -82,7 +96,16 @@ def _http_error(error: sdk_errors.HttpException, asked: str, detail: str) -> Clo
         return CloudError(Trouble.CREDENTIALS, f"The cloud does not accept Hutch's credentials, so it could not {asked}.", detail)
     if status in (400, 403):
         return CloudError(Trouble.REFUSED, f"The cloud refused to {asked}.", detail)
-    return CloudError(Trouble.UNANSWERED, f"The cloud has a problem and could not {asked}.", f"HTTP {status}: {detail}")
+    sentence, words = f"The cloud has a problem and could not {asked}.", f"HTTP {status}: {detail}"
+    pause = _seconds(error.response.headers.get("Retry-After", "")) if error.response is not None else 0.0
+    return CloudError(Trouble.UNANSWERED, sentence, words, pause_seconds=pause, too_many=status == 429)
+
+
+def _seconds(retry_after: str) -> float:
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:  # a date, which no OpenStack sends
+        return 0.0
 
 
 def is_not_found(error: sdk_errors.HttpException) -> bool:
@@ -97,11 +120,23 @@ def is_not_found(error: sdk_errors.HttpException) -> bool:
 class Cloud:
     """Asks one cloud. Every method is a coroutine and raises CloudError; nothing blocks the event loop."""
 
-    def __init__(self, cloud: str, clouds_yaml: Path | None = None, *, threads: int = 16) -> None:
-        self.name, self.clouds_yaml = cloud, clouds_yaml
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"cloud-{cloud}")
+    def __init__(self, cloud: str, clouds_yaml: Path | None = None, region: str = "", *, threads: int = 16) -> None:
+        self.name, self.clouds_yaml, self.region = cloud, clouds_yaml, region
+        self._new_threads = lambda: ThreadPoolExecutor(threads, thread_name_prefix=f"cloud-{cloud}")
+        self._threads, self._slots = self._new_threads(), asyncio.Semaphore(threads)
         self._catalogue: dict[tuple[str, str], tuple[float, str]] = {}
         self._connecting = asyncio.Lock()
+        self.label = f"{cloud}/{region}" if region else cloud
+        self._breaker = Breaker(self.label)
+
+    @property
+    def is_down(self) -> bool:
+        """It has stopped answering: calls fail at once, until a listing is answered."""
+        return self.down_since is not None
+
+    @property
+    def down_since(self) -> datetime | None:
+        return self._breaker.down_since
 
     @cached_property
     def _connection(self) -> openstack.connection.Connection:
@@ -109,26 +144,57 @@ class Cloud:
         if self.clouds_yaml and not self.clouds_yaml.is_file():
             raise sdk_errors.ConfigException(f"{self.clouds_yaml} does not exist")
         config = openstack.config.OpenStackConfig(config_files=files) if files else openstack.config.OpenStackConfig()
-        region = config.get_one(cloud=self.name, api_timeout=API_TIMEOUT_SECONDS)
+        wanted: dict[str, Any] = {"region_name": self.region} if self.region else {}
+        # tried again here, within one deadline, and not by the SDK in its own ways
+        region = config.get_one(
+            cloud=self.name, api_timeout=API_TIMEOUT_SECONDS, status_code_retries=0, connect_retries=0, **wanted
+        )
         return openstack.connection.Connection(config=region)
 
-    async def _ask(self, asked: str, call: Callable[[], T]) -> T:
+    async def _ask(self, asked: str, call: Callable[[], T], *, repeat: bool = True, probe: bool = False) -> T:
+        """repeat: safe to be done twice. probe: let through when the cloud is down, one at a time."""
         if "_connection" not in self.__dict__:
             async with self._connecting:
-                await self._in_thread(asked, lambda: self._connection)
-        try:
-            return await self._in_thread(asked, call)
-        except CloudError as error:
-            if error.trouble is not Trouble.CREDENTIALS:
-                raise
-            # of several calls at once that find the token ended, keystoneauth renews it for one and fails the others
-            return await self._in_thread(asked, call)
+                await self._in_thread(asked, lambda: self._connection, probe)
 
-    async def _in_thread(self, asked: str, call: Callable[[], T]) -> T:
+        def may_repeat(state: RetryCallState) -> bool:
+            error = state.outcome and state.outcome.exception()
+            if not isinstance(error, CloudError) or self.is_down:
+                return False
+            # of several calls at once that find the token ended, keystoneauth renews it for one and fails the others
+            renewed = error.trouble is Trouble.CREDENTIALS and state.attempt_number == 1
+            return renewed or error.too_many or (repeat and error.trouble is Trouble.UNANSWERED)
+
+        tries = AsyncRetrying(
+            retry=may_repeat,
+            stop=stop_any(stop_after_attempt(TRIES), stop_before_delay(RETRY_SECONDS)),
+            wait=_pause,
+            reraise=True,
+        )
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-        except CALL_ERRORS as error:
-            raise cloud_error(error, asked) from error
+            answer: T = await tries(self._in_thread, asked, call, probe)
+        except CloudError as error:
+            self._breaker.count(answered=error.too_many or error.trouble is not Trouble.UNANSWERED)
+            raise
+        self._breaker.count(answered=True)
+        return answer
+
+    async def _in_thread(self, asked: str, call: Callable[[], T], probe: bool) -> T:
+        async with self._slots:
+            with self._breaker.may_ask(probe=probe) as may:
+                if not may:
+                    raise CloudError(
+                        Trouble.UNANSWERED, "The cloud does not answer.", f"{self.name} is down since {self.down_since}"
+                    )
+                try:
+                    async with asyncio.timeout(API_TIMEOUT_SECONDS + 1):
+                        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+                except CALL_ERRORS as error:
+                    if isinstance(error, TimeoutError):
+                        # the thread may hang for long on an answer that comes byte by byte: the others are not to wait for it
+                        self._threads.shutdown(wait=False)
+                        self._threads = self._new_threads()
+                    raise cloud_error(error, asked) from error
 
     def _compute(self, method: str, path: str, body: Any = None) -> Any:
         return _answer(self._connection.compute.request(path, method, json=body, microversion=builders.NOVA_MICROVERSION))
@@ -153,26 +219,34 @@ class Cloud:
                 page = self._compute("GET", path)
                 found += page["servers"]
                 path = _next_page(page)
+            if not all(server["id"] and server["status"] for server in found):
+                raise ValueError(f"not a listing of servers: {found}")
             return found
 
-        return await self._ask("list the servers", call)
+        # the listing is what finds out that a cloud is back
+        return await self._ask("list the servers", call, probe=True)
 
     async def server(self, server_id: str) -> dict[str, Any] | None:
         """One server, or None when Nova itself says that there is none."""
         try:
-            return await self._ask("look up the server", lambda: dict(self._compute("GET", f"/servers/{server_id}")["server"]))
+            return await self._ask("look up the server", lambda: _server(self._compute("GET", f"/servers/{server_id}"), server_id))
         except CloudError as error:
             if error.trouble is Trouble.NOT_FOUND:
                 return None
             raise
 
     async def create_server(self, body: dict[str, Any]) -> str:
-        return await self._ask("create the server", lambda: str(self._compute("POST", "/servers", body)["server"]["id"]))
+        """Not repeated here when it was not answered: it may have been done."""
+
+        def call() -> str:
+            return str(self._compute("POST", "/servers", body)["server"]["id"])
+
+        return await self._ask("create the server", call, repeat=False)
 
     async def act(self, server_id: str, action: str) -> None:
         """A server action without arguments: os-start, os-stop, unshelve ..."""
         words = {"os-start": "start the server", "os-stop": "stop the server"}.get(action, f"{action} the server")
-        await self._ask(words, lambda: self._compute("POST", f"/servers/{server_id}/action", {action: None}))
+        await self._ask(words, lambda: self._compute("POST", f"/servers/{server_id}/action", {action: None}), repeat=False)
 
     async def tag_server(self, server_id: str, tag: str) -> None:
         await self._ask("tag the server", lambda: self._compute("PUT", f"/servers/{server_id}/tags/{tag}"))
@@ -194,14 +268,18 @@ class Cloud:
     # --- ports
 
     async def create_port(self, body: dict[str, Any]) -> dict[str, Any]:
-        return await self._ask("create the network port", lambda: dict(self._network("POST", "/ports", body)["port"]))
+        """Not repeated here when it was not answered: it may have been done."""
+        return await self._ask(
+            "create the network port", lambda: _port(self._network("POST", "/ports", body)["port"]), repeat=False
+        )
 
     async def ports(self, instance_id: str, deployment_id: str) -> list[dict[str, Any]]:
         """The ports made for an instance, by the name and description that port_request gives them."""
         name, mark = builders.server_name(instance_id), f"{builders.deployment_tag(deployment_id)} {instance_id}"
 
         def call() -> list[dict[str, Any]]:
-            return [port for port in self._network("GET", f"/ports?name={name}")["ports"] if port["description"] == mark]
+            found = self._network("GET", f"/ports?name={name}")["ports"]
+            return [_port(port) for port in found if port["description"] == mark]
 
         return await self._ask("look up the network port", call)
 
@@ -245,7 +323,7 @@ class Cloud:
 
     async def groups(self, asked: str, method: str = "GET", path: str = "s", body: Any = None) -> Any:
         """A call about security groups: /security-group{path}."""
-        return await self._ask(asked, lambda: self._network(method, f"/security-group{path}", body))
+        return await self._ask(asked, lambda: self._network(method, f"/security-group{path}", body), repeat=method != "POST")
 
     # --- what a site names by name
 
@@ -266,7 +344,14 @@ class Cloud:
         at, known = self._catalogue.get((kind, name), (0.0, ""))
         if known and time.monotonic() - at < CATALOGUE_SECONDS:
             return known
-        found = await self._ask(f"look up the {kind} {name}", look)
+
+        def call() -> Any:
+            found = look()
+            if found is not None and not found.id:
+                raise ValueError(f"not a {kind}: {found}")
+            return found
+
+        found = await self._ask(f"look up the {kind} {name}", call)
         if found is None:
             raise CloudError(Trouble.REFUSED, f"The cloud has no {kind} named {name}.", f"no {kind} {name!r} in {self.name}")
         if kind == "image" and found.status != "active":
@@ -276,6 +361,27 @@ class Cloud:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _pause(state: RetryCallState) -> float:
+    """As long as the cloud asked for, if it did; spread, so that not all come back at once."""
+    error = state.outcome and state.outcome.exception()
+    return getattr(error, "pause_seconds", 0.0) + wait_random_exponential(multiplier=0.25, max=4)(state)
+
+
+def _server(answer: Any, server_id: str) -> dict[str, Any]:
+    """Nova's description, if it is one of this server."""
+    server = dict(answer["server"])
+    if server["id"] != server_id or not server["status"]:
+        raise ValueError(f"not a description of server {server_id}: {server}")
+    return server
+
+
+def _port(port: Any) -> dict[str, Any]:
+    """Neutron's description, if it has all that is looked at; an address comes at once or never."""
+    if not port["id"] or not isinstance(port["device_id"], str) or not isinstance(port["fixed_ips"], list):
+        raise ValueError(f"not a port: {port}")
+    return dict(port)
 
 
 def _answer(response: requests.Response) -> Any:

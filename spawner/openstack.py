@@ -1,7 +1,7 @@
 """OpenStackSpawner: the policy of a launch. Each JupyterHub server is a cloud server, whose disk outlives stop and start.
 
-It knows nothing of a facility and can be used alone by any site. What JupyterHub demands of a spawner in which situation, and what
-goes wrong if it does not get it, is said at each method.
+It knows nothing of a facility and can be used alone by any site; its settings are in `settings`. What JupyterHub demands of a
+spawner in which situation, and what goes wrong if it does not get it, is said at each method.
 """
 
 from __future__ import annotations
@@ -11,117 +11,40 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 from jupyterhub.spawner import Spawner
-from traitlets import Float, Int, List, Unicode, default
 
 from . import belongings, builders
 from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
 from .cloud import CloudError, Trouble
+from .creation import Creation, Named, find, free_port
 from .launch import LaunchError, LaunchLog, Stage
 from .servers import WAKE, Server, address_of, fault_of, foremost, is_ended, is_moving, task_of
-from .surroundings import Surroundings
+from .settings import OpenStackSettings
+from .surroundings import Surroundings, cloud_key
 
 T = TypeVar("T")
 
 AGENT_REASONS = {AgentUnreachable: "agent-unreachable", AgentMismatch: "agent-mismatch", AgentRefused: "agent-refused"}
 CONSOLE_LINES = 60
-CREATE_TRIES = 3
-FRESH_SECONDS = 30.0
+NO_ROOM = (Trouble.QUOTA, Trouble.CAPACITY)
 
 
-class OpenStackSpawner(Spawner):
+class OpenStackSpawner(OpenStackSettings, Spawner):
     """Runs each server of JupyterHub in an OpenStack server of its own."""
-
-    cloud_name = Unicode(
-        "openstack",
-        config=True,
-        help="""
-        Use the cloud of this name in clouds.yaml.
-
-        Default: `openstack`.
-        """,
-    )
-    clouds_yaml = Unicode(
-        "",
-        config=True,
-        help="""
-        Read the cloud's address and credentials from this file.
-
-        Default: empty, which means the places where openstacksdk looks by itself.
-        ref: https://docs.openstack.org/openstacksdk/latest/user/config/configuration.html
-        """,
-    )
-    image = Unicode(config=True, help="Boot this Glance image, by name or id. No default.")
-    flavor = Unicode(config=True, help="Give the server this Nova flavor, by name or id. No default.")
-    network = Unicode("hutch", config=True, help="Attach the server to this Neutron network, by name or id. Default: `hutch`.")
-    security_groups = List(
-        Unicode(),
-        config=True,
-        help="Guard the server's port with these security groups, by name or id. Default: none named, so the project's `default`.",
-    )
-    availability_zone = Unicode(config=True, help="Place the server in this availability zone. Default: empty, the cloud chooses.")
-    deployment_id = Unicode(
-        config=True,
-        help="""
-        Mark this hub's servers in the cloud with this id, a UUID. Two hubs in one project need two ids.
-
-        Default: made once and kept in `state_dir`.
-        """,
-    )
-    state_dir = Unicode(
-        ".hutch", config=True, help="Keep the keys for talking to agents, and the deployment id, in this folder. Default: `.hutch`."
-    )
-    agent_port = Int(8765, config=True, help="Reach the agent in a server at this TCP port. Default: 8765.")
-    boot_timeout_seconds = Float(
-        300, config=True, help="Give a server this many seconds from its creation until its agent listens. Default: 300."
-    )
-    stop_timeout_seconds = Float(
-        # Nova gives a guest 60 s to end by itself
-        90,
-        config=True,
-        help="Wait this many seconds for a server to be powered off before letting go of it. Default: 90.",
-    )
-    fast_listing_seconds = Float(
-        1.0, config=True, help="List the cloud's servers this often, in seconds, while something is changing. Default: 1."
-    )
-    slow_listing_seconds = Float(
-        10.0, config=True, help="List the cloud's servers this often, in seconds, when nothing is changing. Default: 10."
-    )
-    # VMs need longer than JupyterHub's 60 s: the boot, then the notebook
-    start_timeout = Int(600, config=True, help="Give a launch this many seconds in all. Default: 600.")
-    default_url = Unicode("/lab", config=True, help="Open this page of the notebook server. Default: `/lab`.")
-
-    @default("ip")
-    def _default_ip(self) -> str:
-        return "0.0.0.0"  # noqa: S104 - of the guest, where only its network's rules decide who comes in
-
-    @default("env_keep")
-    def _default_env_keep(self) -> list[str]:
-        return []  # the hub's PATH and the like mean nothing in another machine
-
-    @default("port")
-    def _default_port(self) -> int:
-        return 8888
-
-    @default("deployment_id")
-    def _default_deployment_id(self) -> str:
-        path = Path(self.state_dir) / "deployment-id"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(str(uuid.uuid4()))
-        return path.read_text().strip()
 
     server_id = ""
     address = ""
     fingerprint = ""  # of the agent in server_id, once it was seen on the console
     is_new = False  # this instance was minted for this very launch, so that the cloud cannot know it
     launch: LaunchLog | None = None
+    place = ""  # which of `places` it is in; "" is the place of the spawner's own settings
+    place_is_kept = False  # by something that outlives the hub; else it may be in any of the allowed ones
     is_off = False  # the last stop() ended with the server known to be off
-    _creating: asyncio.Task[str] | None = None
+    _creating: asyncio.Task[None] | None = None
     _starting = False
     _acted_at = 0.0  # monotonic; listings that began before it do not show what was done then
 
@@ -132,19 +55,21 @@ class OpenStackSpawner(Spawner):
 
     @property
     def around(self) -> Surroundings:
-        return Surroundings.of(self)
+        return Surroundings.of(self, self.place)
 
     # --- state. JupyterHub saves it only after start() and at a stop, so it is a cache; the truth is the metadata
 
     def get_state(self) -> dict[str, Any]:
         state = super().get_state()
-        return state | {"server_id": self.server_id, "address": self.address, "fingerprint": self.fingerprint}
+        known = {"server_id": self.server_id, "address": self.address, "fingerprint": self.fingerprint}
+        return state | known | ({"place": self.place} if self.place else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         self.server_id = state.get("server_id", "")
         self.address = state.get("address", "")
         self.fingerprint = state.get("fingerprint", "")
+        self.place = state.get("place", "")
 
     # --- start
 
@@ -178,43 +103,75 @@ class OpenStackSpawner(Spawner):
         return url
 
     async def _launch(self, launch: LaunchLog) -> str:
-        async with self.around.reflector.watching():
-            launch.start(Stage.CREATE)
-            await self._have_server()
-            launch.done(Stage.CREATE)
-            launch.start(Stage.BOOT)
-            await self._until_agent_listens()
-            launch.done(Stage.BOOT)
+        launch.start(Stage.CREATE)
+        servers, ports = await self._find()
+        if servers:
+            async with self.around.reflector.watching():
+                await self._take(foremost(servers), ports)
+                await self._boot(launch)
+        else:
+            await self._launch_somewhere(launch, free_port(ports))
         await self._identify(launch)
         await self._hand_over(launch)
         return f"http://{self.address}:{self.port}"
 
-    async def _have_server(self) -> None:
-        """Finds the server that already carries this instance's id (a hub that died half-way, a resume), else creates one."""
-        ports: list[dict[str, Any]] = []
-        if not self.is_new:
-            if not await self.around.reflector.fresh(FRESH_SECONDS):
-                sentence, why = "The cloud does not answer. Nothing was changed.", self.around.reflector.last_error
-                raise LaunchError(sentence, reason=Trouble.UNANSWERED, detail=why)
-            listed = self.around.reflector.of_instance(self.instance_id)
-            servers, ports = await belongings.find(self.around.cloud, self.deployment_id, self.instance_id, listed)
-            if servers:
-                await self._take(self._foremost(servers), ports)
-                return
+    async def _find(self) -> tuple[list[Server], list[dict[str, Any]]]:
+        """What the cloud has of this instance: after a hub that died half-way, or at a resume. Its place is known from then on."""
+        if self.is_new and not self.around.cloud.is_down:
+            return [], []
+        found = {
+            place: await find(Surroundings.of(self, place), self.deployment_id, self.instance_id)
+            for place in self._where_it_may_be()
+        }
+        place = max(found, key=lambda place: bool(found[place][0]))
+        servers, ports = found[place]
+        if len(servers) > 1:
+            self.log.error("%s has %d servers: %s", self._log_name, len(servers), [server["id"] for server in servers])
+        if not servers and not self.is_new:
             self.check_may_create()
-        await self._create(ports)
+        if place != self.place:
+            await self.choose_place(place)
+        return servers, ports
+
+    def _where_it_may_be(self) -> list[str]:
+        return [self.place] if self.place_is_kept else list(dict.fromkeys([self.place, *self.allowed_places]))
+
+    async def choose_place(self, place: str) -> None:
+        """Called before anything is made there."""
+        self.place = place
+
+    async def _launch_somewhere(self, launch: LaunchLog, port: dict[str, Any] | None) -> None:
+        """In the first of the allowed places that has room. port: a free one in the present place."""
+        places = self.allowed_places or [""]
+        for place in places:
+            if place != self.place:
+                cloud_key(self, place)  # before the present place is left, that there is such a one
+                await self._remove()
+                await self.choose_place(place)
+                port = None
+            try:
+                async with self.around.reflector.watching():
+                    await self._create(port)
+                    await self._boot(launch)
+                return
+            except (CloudError, LaunchError) as error:
+                if self._as_launch_error(error).reason not in NO_ROOM or place == places[-1]:
+                    raise
+                self.log.warning("%s: no room in place %r: %s", self._log_name, place, error)
+                launch.start(Stage.CREATE, "There is no room in one place, trying the next")
+
+    async def _boot(self, launch: LaunchLog) -> None:
+        launch.done(Stage.CREATE)
+        launch.start(Stage.BOOT)
+        await self._until_agent_listens()
+        launch.done(Stage.BOOT)
 
     def guards(self) -> list[str]:
         """The security groups of this launch, by name or id."""
-        return self.security_groups
+        return self.at(self.place, "security_groups")
 
     def check_may_create(self) -> None:
         """Called when the cloud is certain that it has no server of an instance that is not new; may raise LaunchError."""
-
-    def _foremost(self, servers: list[Server]) -> Server:
-        if len(servers) > 1:
-            self.log.error("%s has %d servers: %s", self._log_name, len(servers), [server["id"] for server in servers])
-        return foremost(servers)
 
     async def _take(self, server: Server, ports: list[dict[str, Any]]) -> None:
         addresses = [port["fixed_ips"][0]["ip_address"] for port in ports if port["fixed_ips"]]
@@ -226,7 +183,7 @@ class OpenStackSpawner(Spawner):
             await self._replace(server)
         elif status in WAKE:
             self.log.info("%s: waking server %s from %s", self._log_name, server["id"], status)
-            await self._persist(self.around.cloud.act(server["id"], WAKE[status]))
+            await self._persist(self._wake(server["id"], WAKE[status]))
             # a listing that began before the answer may still say that it is off
             self._acted_at = time.monotonic()
         else:
@@ -238,6 +195,17 @@ class OpenStackSpawner(Spawner):
         for port in ports if groups else ():
             if set(groups) != set(port["security_groups"]):
                 await self.around.cloud.set_port_groups(port["id"], groups)
+
+    async def _wake(self, server_id: str, action: str) -> None:
+        """What was not answered, or came through twice, may have been done."""
+        try:
+            await self.around.cloud.act(server_id, action)
+        except CloudError as error:
+            if error.trouble not in (Trouble.UNANSWERED, Trouble.CONFLICT):
+                raise
+            server = await self.around.cloud.server(server_id)
+            if server is None or (server["status"] in WAKE and not task_of(server)):
+                raise
 
     async def _settled(self, server: Server) -> Server:
         """Waits until the cloud has done with what it is doing to the server (powering off, shelving)."""
@@ -266,69 +234,24 @@ class OpenStackSpawner(Spawner):
                 "The cloud reports an error with this instance. Its disk is kept.", reason="server-error", detail=fault_of(server)
             )
         await self._remove()
-        await self._create([])
+        await self._create(None)
 
     def disposable(self) -> bool:
         """Whether what the cloud has of this instance holds nothing of the user's, as it never came up."""
         return False
 
-    async def _create(self, ports: list[dict[str, Any]]) -> None:
-        """ports: what an earlier try has left; a free one is used."""
-        cloud = self.around.cloud
-        image_id, flavor_id, network_id, *groups = await asyncio.gather(
-            cloud.image_id(self.image),
-            cloud.flavor_id(self.flavor),
-            cloud.network_id(self.network),
-            *(cloud.security_group_id(name) for name in self.guards()),
-        )
-        # cancelled or not, what the cloud takes is remembered: stop() waits for this task and then knows the server
-        port = next((port for port in ports if not port["device_id"]), None)
+    async def _create(self, port: dict[str, Any] | None) -> None:
+        """port: a free one that an earlier try has left."""
+        creation = Creation(self, self.place, self.around, self.instance_id)
+        named = await creation.look_up(self.guards())
         await self._guard([port] if port else [])
-        self._creating = asyncio.create_task(self._create_port_and_server(image_id, flavor_id, network_id, groups, port))
+        # cancelled or not, what the cloud takes is remembered: stop() waits for this task and then knows the server
+        self._creating = asyncio.create_task(self._make(creation, named, port))
         await asyncio.shield(self._creating)
 
-    async def _create_port_and_server(
-        self, image_id: str, flavor_id: str, network_id: str, groups: list[str], port: dict[str, Any] | None
-    ) -> str:
-        cloud = self.around.cloud
-        port = port or await cloud.create_port(builders.port_request(network_id, self.instance_id, self.deployment_id, groups))
-        body = builders.server_request(
-            instance_id=self.instance_id,
-            deployment_id=self.deployment_id,
-            image_id=image_id,
-            flavor_id=flavor_id,
-            port_id=port["id"],
-            user_data=builders.user_data(self.around.identity.hub_ca_pem(), self.agent_port),
-            availability_zone=self.availability_zone,
-        )
-        try:
-            server_id = await self._create_server(body)
-        except CloudError as error:
-            if error.trouble is not Trouble.UNANSWERED:
-                await cloud.delete_port(port["id"])
-            raise
-        self._remember(server_id, port["fixed_ips"][0]["ip_address"])
-        self.log.info("%s: created server %s at %s", self._log_name, server_id, self.address)
-        return server_id
-
-    async def _create_server(self, body: dict[str, Any]) -> str:
-        """A create that was not answered may have been done: it is looked up before it is repeated."""
-        for attempt in range(1, CREATE_TRIES + 1):
-            try:
-                return await self.around.cloud.create_server(body)
-            except CloudError as error:
-                # a port in use is what Nova says when an unanswered create has taken it
-                if error.trouble not in (Trouble.UNANSWERED, Trouble.CONFLICT):
-                    raise
-                self.log.warning("%s: create %d of %d: %s %s", self._log_name, attempt, CREATE_TRIES, error, error.detail)
-                if not await self.around.reflector.fresh(FRESH_SECONDS):
-                    raise
-                if servers := self.around.reflector.of_instance(self.instance_id):
-                    return self._foremost(servers)["id"]
-                if attempt == CREATE_TRIES:
-                    raise
-                await asyncio.sleep(0.5 * attempt)
-        raise AssertionError("unreachable")
+    async def _make(self, creation: Creation, named: Named, port: dict[str, Any] | None) -> None:
+        self._remember(*await creation.make(named, port))
+        self.log.info("%s: created server %s at %s", self._log_name, self.server_id, self.address)
 
     def _remember(self, server_id: str, address: str) -> None:
         if server_id != self.server_id:
@@ -448,7 +371,10 @@ class OpenStackSpawner(Spawner):
             return None
         if not self.server_id:
             return 0
-        reflector = self.around.reflector
+        try:
+            reflector = self.around.reflector
+        except CloudError:  # in a place that the site no longer has
+            return None
         if not await reflector.some(within_seconds=5):
             return None
         server = reflector.servers.get(self.server_id)
@@ -466,9 +392,9 @@ class OpenStackSpawner(Spawner):
 
     async def get_url(self) -> str:
         """Asked at a hub's start for servers that run, as an address may have changed meanwhile."""
-        server = self.around.reflector.servers.get(self.server_id)
-        if server is not None:
-            self.address = address_of(server) or self.address
+        with suppress(CloudError):
+            server = self.around.reflector.servers.get(self.server_id)
+            self.address = (address_of(server) if server else "") or self.address
         return f"http://{self.address}:{self.port}"
 
     # --- stop
@@ -523,5 +449,7 @@ class OpenStackSpawner(Spawner):
 
     async def _remove(self) -> None:
         self.log.info("%s: deleting what the cloud has of instance %s", self._log_name, self.instance_id)
-        await self._persist(belongings.remove(self.around.cloud, self.deployment_id, self.instance_id))
+        for place in self._where_it_may_be():
+            cloud = Surroundings.of(self, place).cloud
+            await self._persist(belongings.remove(cloud, self.deployment_id, self.instance_id))
         self.server_id = self.address = self.fingerprint = ""

@@ -18,20 +18,27 @@ from prometheus_client import Counter, Gauge
 from .cloud import CloudError
 from .servers import Server, instance_of
 
-LISTINGS = Counter("hutch_cloud_listings", "Listings of the cloud's servers", ["outcome"])
-LISTED_SERVERS = Gauge("hutch_cloud_servers", "Servers of this deployment at the last good listing")
-LISTED_AT = Gauge("hutch_cloud_listed_timestamp_seconds", "When the last good listing began")
+LISTINGS = Counter("hutch_cloud_listings", "Listings of the cloud's servers", ["cloud", "outcome"])
+LISTED_SERVERS = Gauge("hutch_cloud_servers", "Servers of this deployment at the last good listing", ["cloud"])
+LISTED_AT = Gauge("hutch_cloud_listed_timestamp_seconds", "When the last good listing began", ["cloud"])
+FRESH_SECONDS = 30.0
 
 
 class Reflector:
     """What the cloud has, as of `listed_at` (monotonic seconds at which the last good listing began)."""
 
     def __init__(
-        self, list_servers: Callable[[], Awaitable[list[Server]]], *, fast_seconds: float, slow_seconds: float, log: logging.Logger
+        self,
+        list_servers: Callable[[], Awaitable[list[Server]]],
+        *,
+        fast_seconds: float,
+        slow_seconds: float,
+        log: logging.Logger,
+        cloud: str = "",
     ) -> None:
         self._list_servers = list_servers
         self._fast, self._slow = fast_seconds, slow_seconds
-        self.log = log
+        self.log, self._cloud = log, cloud
         self.servers: dict[str, Server] = {}
         self.listed_at: float | None = None
         self.failures = 0
@@ -45,8 +52,9 @@ class Reflector:
     def of_instance(self, instance_id: str) -> list[Server]:
         return [server for server in self.servers.values() if instance_of(server) == instance_id]
 
-    async def fresh(self, within_seconds: float) -> bool:
-        """Waits for a good listing that began after this call; False when there was none in time."""
+    async def fresh(self, within_seconds: float | None = None) -> bool:
+        """Waits for a good listing that began after this call; False when there was none in time (of FRESH_SECONDS)."""
+        within_seconds = FRESH_SECONDS if within_seconds is None else within_seconds
         asked_at = time.monotonic()
         self._wanted_after = asked_at
         self._run()
@@ -124,16 +132,16 @@ class Reflector:
             self.failures, self.last_error = 0, ""
             self.servers = {server["id"]: server for server in servers}
             self.listed_at = began
-            LISTINGS.labels("done").inc()
-            LISTED_SERVERS.set(len(servers))
-            LISTED_AT.set(time.time() - (time.monotonic() - began))
+            LISTINGS.labels(self._cloud, "done").inc()
+            LISTED_SERVERS.labels(self._cloud).set(len(servers))
+            LISTED_AT.labels(self._cloud).set(time.time() - (time.monotonic() - began))
             async with self._listed:
                 self._listed.notify_all()
 
     def _failed(self, error: str) -> None:
         self.failures += 1
         self.last_error = error
-        LISTINGS.labels("failed").inc()
+        LISTINGS.labels(self._cloud, "failed").inc()
         if self.failures == 1:
             self.log.error("the cloud's servers cannot be listed, their state is unknown until they can: %s", error)
 

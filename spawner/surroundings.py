@@ -1,20 +1,30 @@
-"""What all spawners of a process share: the cloud, its reflector, the agents' client and the keys for it."""
+"""What all spawners of a process share, for each cloud: the cloud, its reflector, the agents' client and the keys for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .agent_client import AgentClient
 from .agent_tls import HubIdentity
-from .cloud import Cloud
+from .cloud import Cloud, CloudError, Trouble
 from .reflector import Reflector
+from .settings import OpenStackSettings
 
-if TYPE_CHECKING:
-    from .openstack import OpenStackSpawner
+_known: dict[tuple[str, ...], Surroundings] = {}
 
-_known: dict[tuple[str, str, str], Surroundings] = {}
+
+def cloud_key(spawner: OpenStackSettings, place: str) -> tuple[str, str, str]:
+    """Places with the same one are in the same cloud. Raises CloudError for a place that the site does not have."""
+    if place and place not in spawner.places:
+        sentence = f"The place {place} is not (or no longer) among this site's places."
+        raise CloudError(Trouble.REFUSED, sentence, f"OpenStackSpawner.places has no {place!r}")
+    return spawner.at(place, "cloud_name"), spawner.at(place, "clouds_yaml"), spawner.at(place, "region_name")
+
+
+def make_cloud(key: tuple[str, str, str], **options: int) -> Cloud:
+    name, clouds_yaml, region = key
+    return Cloud(name, Path(clouds_yaml) if clouds_yaml else None, region, **options)
 
 
 @dataclass
@@ -25,12 +35,12 @@ class Surroundings:
     identity: HubIdentity
 
     @staticmethod
-    def of(spawner: OpenStackSpawner) -> Surroundings:
+    def of(spawner: OpenStackSettings, place: str = "") -> Surroundings:
         """One set for each cloud and deployment, made at first use."""
-        key = (spawner.cloud_name, spawner.clouds_yaml, spawner.deployment_id)
+        cloud_of_place, deployment_id = cloud_key(spawner, place), spawner.deployment_id
+        key = (*cloud_of_place, deployment_id)
         if key not in _known:
-            cloud = Cloud(spawner.cloud_name, Path(spawner.clouds_yaml) if spawner.clouds_yaml else None)
-            deployment_id = spawner.deployment_id
+            cloud = make_cloud(cloud_of_place)
             identity = HubIdentity(Path(spawner.state_dir) / "agent-tls")
             _known[key] = Surroundings(
                 cloud=cloud,
@@ -39,6 +49,7 @@ class Surroundings:
                     fast_seconds=spawner.fast_listing_seconds,
                     slow_seconds=spawner.slow_listing_seconds,
                     log=spawner.log,
+                    cloud=cloud.label,
                 ),
                 agents=AgentClient(identity.client_context, spawner.agent_port),
                 identity=identity,

@@ -21,13 +21,13 @@ import hub.database.engine
 import hub.steward.following
 import hub.steward.tasks
 import spawner.cloud
-import spawner.openstack
+import spawner.reflector
 hub.steward.tasks.STOP_OVERDUE = datetime.timedelta(seconds=2)
 hub.steward.tasks.FIRST_PAUSE = datetime.timedelta(seconds=1)
 hub.steward.following.AGAIN_SECONDS = 1
 hub.database.engine.BUSY_TIMEOUT_SECONDS = 3
 spawner.cloud.CATALOGUE_SECONDS = 0
-spawner.openstack.FRESH_SECONDS = 3
+spawner.reflector.FRESH_SECONDS = 3
 c.Authenticator.auth_refresh_age = 1
 # so that a test chooses these by a person's role
 c.Spawner.group_overrides = {

@@ -160,7 +160,8 @@ def _moment(text: str | None) -> datetime | None:
 class PlanOffer:
     """A plan as the rules see it. lifetimes: days by role or group, "" for everybody, 0 for without end.
 
-    instruments: {id: name} of those that its limits name.
+    instruments: {id: name} of those that its limits name. places: where it may be launched, the first that has room; none: in the
+    site's first place only.
     """
 
     id: str
@@ -173,6 +174,7 @@ class PlanOffer:
     limits: tuple[Limit, ...] = ()
     lifetimes: Mapping[str, float] = field(default_factory=dict)
     instruments: Mapping[str, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

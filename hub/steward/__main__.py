@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import structlog
 from prometheus_client import Gauge, start_http_server
-from traitlets.config import Config
 
 from spawner.cloud import Cloud, CloudError
 from spawner.openstack import OpenStackSpawner
+from spawner.places import clouds
 
 from .. import configuration, mail, notices, personal_data, service
 from ..database import seal
@@ -35,23 +35,17 @@ DAY_SECONDS = 86_400.0
 MAY_ACT = Gauge("hutch_steward_may_act", "0 where the database was restored or is a copy, and the steward acts on nothing")
 
 
-def cloud_of(config: Config) -> Cloud:
-    """The cloud that the spawners use."""
-    spawner = OpenStackSpawner(config=config)
-    return Cloud(spawner.cloud_name, Path(spawner.clouds_yaml) if spawner.clouds_yaml else None, threads=4)
-
-
 @dataclass
 class Steward:
     facility: Facility
-    cloud: Cloud
+    clouds: Mapping[str, Cloud]
     hub: aiohttp.ClientSession
     readoption: Pauses = field(default_factory=Pauses)
     mail_pauses: Pauses = field(default_factory=Pauses)
     sealed: bool = True
 
     def __post_init__(self) -> None:
-        self.reconciler = Reconciler(self.facility, {"": self.cloud}, partial(_served, self.hub))
+        self.reconciler = Reconciler(self.facility, self.clouds, partial(_served, self.hub))
 
     async def reconcile(self) -> None:
         """Changes the seal first: what is restored from a backup made before this pass is told from what made it."""
@@ -76,10 +70,10 @@ class Steward:
             await self._ask_hub("DELETE", expired, json={"remove": True})
 
     async def purge(self) -> None:
-        await purge(self.facility, self.cloud)
+        await purge(self.facility, self.clouds)
 
     async def finish_stops(self) -> None:
-        await finish_stops(self.facility, self.cloud)
+        await finish_stops(self.facility, self.clouds)
 
     async def readopt(self) -> None:
         """Compares what is meant to run with what the hub serves, and asks the hub to start what is missing."""
@@ -152,11 +146,11 @@ async def serve() -> None:
     headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
     base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
     async with aiohttp.ClientSession(base, headers=headers, timeout=aiohttp.ClientTimeout(total=30)) as hub:
-        steward = Steward(facility, cloud_of(config), hub)
+        steward = Steward(facility, clouds(config), hub)
         every = facility.hutch.steward_interval_seconds
         spawner = OpenStackSpawner(config=config)
         firewall = Firewall(facility.hutch.firewall, (spawner.agent_port, spawner.port))
-        keeping = Keeping(facility, {"": steward.cloud}, firewall, spawner.security_groups)
+        keeping = Keeping(facility, steward.clouds, firewall, spawner.security_groups)
         tasks = (steward.expire, steward.purge, steward.finish_stops, steward.readopt)
         _show_metrics(facility.hutch.steward_port)
         await asyncio.gather(

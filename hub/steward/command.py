@@ -24,15 +24,15 @@ def reconcile(
     from hub.configuration import load, read
     from hub.database import seal
     from hub.facility import Facility
+    from spawner.places import clouds
 
-    from .__main__ import cloud_of
     from .reconciling import Reconciler
 
     facility = Facility(load())
     folder, of = Path(facility.hutch.state_dir), facility.deployment_id
     if not facility.ask_here(lambda session: seal.holds(session, folder, of)):
         raise HutchError(seal.ADVICE)
-    reconciler = Reconciler(facility, {"": cloud_of(read())})
+    reconciler = Reconciler(facility, clouds(read()))
     found = asyncio.run(reconciler.run(dry_run=dry_run, allow=allow))
     _show(found, reconciler)
     if reconciler.unread:

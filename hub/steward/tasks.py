@@ -6,6 +6,7 @@ repeated at a later pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,7 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, joinedload
 
 from spawner import belongings
-from spawner.cloud import Cloud, CloudError
+from spawner.cloud import Cloud, CloudError, Trouble
 from spawner.servers import Server, instance_of, is_ended, task_of
 
 from .. import instances
@@ -55,12 +56,19 @@ def expire(session: Session, grace: timedelta) -> list[Launched]:
     return expired
 
 
-async def purge(facility: Facility, cloud: Cloud) -> None:
+def cloud_in(clouds: Mapping[str, Cloud], place: str) -> Cloud:
+    """Raises CloudError for a place that the site no longer has."""
+    if place not in clouds:
+        raise CloudError(Trouble.REFUSED, f"The place {place} is not (or no longer) among this site's places.")
+    return clouds[place]
+
+
+async def purge(facility: Facility, clouds: Mapping[str, Cloud]) -> None:
     """Deletes the servers of instances that were marked, when their grace is over."""
-    due = await facility.ask(lambda session: [instance.id for instance in instances.due_for_purge(session, now())])
-    for instance_id in due:
+    due = await facility.ask(lambda session: [(one.id, one.place) for one in instances.due_for_purge(session, now())])
+    for instance_id, place in due:
         try:
-            count = await belongings.remove(cloud, facility.deployment_id, instance_id)
+            count = await belongings.remove(cloud_in(clouds, place), facility.deployment_id, instance_id)
         except (CloudError, TimeoutError) as error:
             log.warning("purge put off", instance=instance_id, error=str(error))
             continue
@@ -76,18 +84,23 @@ def _purged(session: Session, instance_id: str) -> None:
     instances.conclude_open(session, instance_id, IntentKind.DELETE, Outcome.DONE)
 
 
-async def finish_stops(facility: Facility, cloud: Cloud) -> None:
+async def finish_stops(facility: Facility, clouds: Mapping[str, Cloud]) -> None:
     """Powers off what somebody asked to stop or delete, where the hub did not get to the end of it."""
-    if not (overdue := await facility.ask(_overdue)):
-        return
-    # one listing for all: what is marked for deletion is among them for as long as its grace
-    listed = await cloud.servers(facility.deployment_id)
-    for instance_id in overdue:
+    overdue = await facility.ask(_overdue)
+    for place in sorted({place for _, place in overdue}):
         try:
-            await _finish_stop(facility, cloud, instance_id, [one for one in listed if instance_of(one) == instance_id])
-        except (CloudError, TimeoutError) as error:
-            # the next one must not wait for it
-            log.warning("stop put off", instance=instance_id, error=str(error))
+            cloud = cloud_in(clouds, place)
+            # one listing for all: what is marked for deletion is among them for as long as its grace
+            listed = await cloud.servers(facility.deployment_id)
+        except CloudError as error:
+            log.warning("stops put off", place=place, error=str(error))
+            continue
+        for instance_id in [one for one, where in overdue if where == place]:
+            try:
+                await _finish_stop(facility, cloud, instance_id, [one for one in listed if instance_of(one) == instance_id])
+            except (CloudError, TimeoutError) as error:
+                # the next one must not wait for it
+                log.warning("stop put off", instance=instance_id, error=str(error))
 
 
 async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str, listed: list[Server]) -> None:
@@ -100,7 +113,7 @@ async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str, liste
         await facility.ask(lambda session: instances.conclude_open(session, *done))
         return
     # somebody may have started it again while the cloud was asked
-    if instance_id not in await facility.ask(_overdue):
+    if instance_id not in dict(await facility.ask(_overdue)):
         return
     for server in servers:
         if not is_ended(server) and not task_of(server):
@@ -108,9 +121,11 @@ async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str, liste
             await cloud.act(server["id"], "os-stop")
 
 
-def _overdue(session: Session) -> list[str]:
+def _overdue(session: Session) -> list[tuple[str, str]]:
+    """Instances, with their places."""
     open_stop = Intent.kind.in_([IntentKind.STOP, IntentKind.DELETE]) & Intent.outcome.is_(None)
-    return list(session.scalars(select(Intent.instance_id).where(open_stop, Intent.asked_at < now() - STOP_OVERDUE)))
+    query = select(Instance.id, Instance.place).join(Intent).where(open_stop, Intent.asked_at < now() - STOP_OVERDUE)
+    return list(session.execute(query).tuples())
 
 
 @dataclass

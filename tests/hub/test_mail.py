@@ -189,7 +189,7 @@ def steward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steward:
         session.add(Notice(user_id="1", subject="Old", text="news", at=now() - notices.MAIL_WITHIN))
 
     facility.ask_here(people)
-    return Steward(facility, None, None)  # type: ignore[arg-type]
+    return Steward(facility, {}, None)  # type: ignore[arg-type]
 
 
 async def test_a_notice_is_mailed_once_to_whoever_has_an_address(steward, serve, postbox):

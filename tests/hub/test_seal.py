@@ -138,7 +138,7 @@ def test_reconcile_refuses_on_a_copy(site):
 
 async def test_the_steward_acts_on_nothing_until_it_is_decided(site):
     hutch_settings = Hutch(state_dir=str(site.folder), database_url=site.database.url.render_as_string(hide_password=False))
-    steward, done = Steward(Facility(hutch_settings), cloud=None, hub=None), []
+    steward, done = Steward(Facility(hutch_settings), clouds={}, hub=None), []
 
     def task(name):
         async def work():

@@ -218,6 +218,6 @@ async def test_what_was_kept_long_enough_goes(hub):
             for subject, days in (("old", 100), ("young", 10))
         )
     facility = Facility(Hutch(database_url=hub.engine.url.render_as_string(hide_password=False)))
-    await Steward(facility, cloud=None, hub=None).prune()
+    await Steward(facility, clouds={}, hub=None).prune()
     with hub.session() as session:
         assert session.scalars(select(Notice.subject).where(Notice.user_id == visitor.id)).all() == ["young"]

@@ -14,7 +14,7 @@ from spawner.cloud import CloudError, Trouble
 from spawner.devcloud.process import DevcloudProcess
 from spawner.launch import LaunchError
 from spawner.openstack import OpenStackSpawner
-from spawner.servers import address_of, fault_of
+from spawner.servers import address_of, fault_of, foremost
 
 KNOWN = "11111111-2222-4333-8444-555555555555"
 
@@ -107,13 +107,13 @@ async def test_a_launch_under_way_runs(make_spawner):
     assert await spawner.poll() is RUNS
 
 
-def test_the_server_taken_is_the_oldest_that_is_not_broken(spawner):
+def test_the_server_taken_is_the_oldest_that_is_not_broken():
     servers = [
         listed("ERROR", id="1", created="2026-03-10T12:00:00Z"),
         listed("ACTIVE", id="2", created="2026-03-10T12:00:02Z"),
         listed("ACTIVE", id="3", created="2026-03-10T12:00:01Z"),
     ]
-    assert spawner._foremost(servers)["id"] == "3"
+    assert foremost(servers)["id"] == "3"
 
 
 async def test_state_that_was_saved_is_loaded_again(make_spawner):

@@ -1,0 +1,116 @@
+"""Makes an instance's port and server. A create that was not answered may have been done: it is looked up before it is repeated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from . import belongings, builders
+from .cloud import CloudError, Trouble
+from .servers import Server, foremost
+from .settings import OpenStackSettings
+from .surroundings import Surroundings
+
+T = TypeVar("T")
+TRIES = 3
+LOOK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Named:
+    """The ids of what a server is made of."""
+
+    image: str
+    flavor: str
+    network: str
+    groups: list[str]
+
+
+@dataclass(frozen=True)
+class Creation:
+    """One server, to be made in one place as the spawner's settings say."""
+
+    spawner: OpenStackSettings
+    place: str
+    around: Surroundings
+    instance_id: str
+
+    async def look_up(self, guards: list[str]) -> Named:
+        """guards: the security groups, by name or id."""
+        cloud, spawner = self.around.cloud, self.spawner
+        image, flavor = (
+            spawner.places.get(self.place, {}).get(kind, {}).get(name, name)
+            for kind, name in (("images", spawner.image), ("flavors", spawner.flavor))
+        )
+        image_id, flavor_id, network_id, *groups = await asyncio.gather(
+            cloud.image_id(image),
+            cloud.flavor_id(flavor),
+            cloud.network_id(spawner.at(self.place, "network")),
+            *(cloud.security_group_id(name) for name in guards),
+        )
+        return Named(image_id, flavor_id, network_id, groups)
+
+    async def make(self, named: Named, port: dict[str, Any] | None) -> tuple[str, str]:
+        """The server's id and address. port: a free one that an earlier try has left."""
+        cloud = self.around.cloud
+        port = port or await self._make_port(named)
+        body = builders.server_request(
+            instance_id=self.instance_id,
+            deployment_id=self.spawner.deployment_id,
+            image_id=named.image,
+            flavor_id=named.flavor,
+            port_id=port["id"],
+            user_data=builders.user_data(self.around.identity.hub_ca_pem(), self.spawner.agent_port),
+            availability_zone=self.spawner.at(self.place, "availability_zone"),
+        )
+        try:
+            server_id = await self._once(lambda: cloud.create_server(body), self._find_server)
+        except CloudError as error:
+            if error.trouble is not Trouble.UNANSWERED:
+                with suppress(CloudError):  # it keeps its mark, so the next try finds it
+                    await cloud.delete_port(port["id"])
+            raise
+        return server_id, port["fixed_ips"][0]["ip_address"]
+
+    async def _make_port(self, named: Named) -> dict[str, Any]:
+        request = builders.port_request(named.network, self.instance_id, self.spawner.deployment_id, named.groups)
+        return await self._once(lambda: self.around.cloud.create_port(request), self._find_port)
+
+    async def _find_port(self) -> dict[str, Any] | None:
+        return free_port(await self.around.cloud.ports(self.instance_id, self.spawner.deployment_id))
+
+    async def _find_server(self) -> str | None:
+        servers, _ = await find(self.around, self.spawner.deployment_id, self.instance_id)
+        return foremost(servers)["id"] if servers else None
+
+    async def _once(self, create: Callable[[], Awaitable[T]], find: Callable[[], Awaitable[T | None]]) -> T:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return await create()
+            except CloudError as error:
+                # a port in use is what Nova says when an unanswered create has taken it
+                if error.trouble not in (Trouble.UNANSWERED, Trouble.CONFLICT):
+                    raise
+                words = f"try {attempt} of {TRIES} to create: {error} {error.detail}"
+                self.spawner.log.warning("instance %s: %s", self.instance_id, words)
+                if (found := await find()) is not None:
+                    return found
+                if attempt == TRIES:
+                    raise
+                await asyncio.sleep(0.5 * attempt)
+        raise AssertionError("unreachable")
+
+
+async def find(around: Surroundings, deployment_id: str, instance_id: str) -> tuple[list[Server], list[dict[str, Any]]]:
+    """The instance's servers and ports as of now. Raises CloudError when the cloud does not say."""
+    # one that is down is waited for no longer than a look takes
+    if not await around.reflector.fresh(LOOK_SECONDS if around.cloud.is_down else None):
+        raise CloudError(Trouble.UNANSWERED, "The cloud does not answer. Nothing was changed.", around.reflector.last_error)
+    return await belongings.find(around.cloud, deployment_id, instance_id, around.reflector.of_instance(instance_id))
+
+
+def free_port(ports: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((port for port in ports if not port["device_id"] and port["fixed_ips"]), None)
