@@ -103,11 +103,11 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
         raise refusal("Nobody wants this instance to run any more.", OVERTAKEN, 409)
     is_new = instance is None
     if instance is None:
-        instance, plan = _first_launch(session, asked, person, terms)
+        instance, plan, visits = _first_launch(session, asked, person, terms)
     else:
-        plan = _check_resume(session, asked, person, instance, terms)
+        plan, visits = _check_resume(session, asked, person, instance, terms)
     intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
-    subject = records.find_subject(session, instance, terms)
+    subject = Subject(person, plan, tuple(visits))
     return Granted(instance.id, intent.id, plan, is_new, instance.first_ready_at is None, subject, instance.place)
 
 
@@ -121,7 +121,9 @@ def _may_start(
     return access.may_act(actor, access.Action.START, place, terms)
 
 
-def _first_launch(session: Session, asked: Asked, person: access.Person, terms: access.Terms) -> tuple[Instance, access.PlanOffer]:
+def _first_launch(
+    session: Session, asked: Asked, person: access.Person, terms: access.Terms
+) -> tuple[Instance, access.PlanOffer, list[access.Visit]]:
     options = _parsed(asked.options)
     plan, visits = _plan_and_visits(session, options, person.id)
     _check(access.may_launch(person, plan, visits, records.find_usage(session, person.id), terms))
@@ -139,12 +141,12 @@ def _first_launch(session: Session, asked: Asked, person: access.Person, terms: 
         experiment_ids=[visit.id for visit in visits],
         lifetime=access.lifetime(person, plan, terms),
     )
-    return instance, plan
+    return instance, plan, visits
 
 
 def _check_resume(
     session: Session, asked: Asked, person: access.Person, instance: Instance, terms: access.Terms
-) -> access.PlanOffer:
+) -> tuple[access.PlanOffer, list[access.Visit]]:
     """The rules apply to what the instance is, not to what a request now says that it should be."""
     held = LaunchOptions(plan=instance.plan_id, experiments=[experiment.id for experiment in instance.experiments])
     if asked.options:
@@ -158,7 +160,7 @@ def _check_resume(
             )
     plan, visits = _plan_and_visits(session, held, person.id)
     _check(access.may_launch(person, plan, visits, None, terms))
-    return plan
+    return plan, visits
 
 
 def _parsed(options: dict[str, Any]) -> LaunchOptions:
