@@ -44,6 +44,17 @@ def deployment(
 
 
 @app.command()
+def doctor() -> None:
+    """Check what this deployment needs, one by one, and say what to do. Exit status 1 where something is wrong."""
+    from rich.console import Console
+
+    from hub.doctor import report
+
+    if not report(Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     payload: Annotated[str, typer.Option(help="What servers of devcloud run: agent (JupyterLab) or stub (nothing).")] = "agent",
     devcloud_port: Annotated[int, typer.Option(help="Where devcloud listens.")] = 9500,

@@ -38,7 +38,7 @@ async def send(hutch: Hutch, to: str, subject: str, text: str) -> None:
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text)
     try:
-        client = aiosmtplib.SMTP(**_connection(hutch))
+        client = aiosmtplib.SMTP(**connection(hutch))
         await client.connect()
     except (aiosmtplib.SMTPException, OSError, ValueError) as error:
         raise NotSentError(f"the mail server {hutch.smtp_url} cannot be used: {error}") from error
@@ -53,7 +53,7 @@ async def send(hutch: Hutch, to: str, subject: str, text: str) -> None:
             await client.quit()
 
 
-def _connection(hutch: Hutch) -> dict[str, Any]:
+def connection(hutch: Hutch) -> dict[str, Any]:
     """A password never goes over a line that is not encrypted."""
     url = urlsplit(hutch.smtp_url)
     options: dict[str, Any] = {"hostname": url.hostname, "port": url.port, "timeout": ANSWER_SECONDS}

@@ -31,6 +31,7 @@ from .breaker import Breaker
 
 T = TypeVar("T")
 CATALOGUE_SECONDS = 300.0
+NOVA_LIMITS = (("instances", "Instances", "Instances"), ("cores", "Cores", "Cores"), ("ram", "RAMSize", "RAM"))
 # of one HTTP request, and of a call in all; what takes longer counts as unanswered, never as refused
 API_TIMEOUT_SECONDS = 60.0
 TRIES = 4
@@ -324,6 +325,19 @@ class Cloud:
     async def groups(self, asked: str, method: str = "GET", path: str = "s", body: Any = None) -> Any:
         """A call about security groups: /security-group{path}."""
         return await self._ask(asked, lambda: self._network(method, f"/security-group{path}", body), repeat=method != "POST")
+
+    # --- room
+
+    async def limits(self) -> dict[str, tuple[int, int]]:
+        """What the project may have of each kind, and has: {"cores": (limit, used)}; a negative limit is none."""
+
+        def call() -> dict[str, tuple[int, int]]:
+            nova = self._compute("GET", "/limits")["limits"]["absolute"]
+            port = self._network("GET", f"/quotas/{self._connection.current_project_id}/details.json")["quota"]["port"]
+            of_nova = {name: (nova[f"maxTotal{of}"], nova[f"total{used}Used"]) for name, of, used in NOVA_LIMITS}
+            return of_nova | {"port": (port["limit"], port["used"] + port["reserved"])}
+
+        return await self._ask("tell its limits", call)
 
     # --- what a site names by name
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 from prometheus_client import Counter, Gauge
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from spawner.cloud import Cloud, CloudError
@@ -200,35 +200,39 @@ async def _or_none(call: Awaitable[list[dict[str, Any]]]) -> list[dict[str, Any]
 
 def on_record(session: Session, ids: Iterable[str | None], *, only: bool = False) -> dict[str, Recorded]:
     """All instances that were not purged, and of those that were, the ones of these ids. only: no others than these ids."""
-    current = select(func.max(Intent.id)).where(instances.counting()).group_by(Intent.instance_id)
+    current = (
+        select(Intent.instance_id, func.max(Intent.id).label("id"))
+        .where(instances.counting())
+        .group_by(Intent.instance_id)
+        .subquery()
+    )
     query = (
-        select(Instance, User.login, Intent)
+        select(
+            *(Instance.id, User.login, Instance.server_name, Instance.place, Instance.created_at, Instance.first_ready_at),
+            *(Instance.deleted_at, Instance.purged_at, Intent.kind, Intent.outcome, Intent.asked_at, Intent.ended_at),
+        )
         .join(User, User.id == Instance.owner_id)
-        .outerjoin(Intent, and_(Intent.instance_id == Instance.id, Intent.id.in_(current)))
+        .outerjoin(current, current.c.instance_id == Instance.id)
+        .outerjoin(Intent, Intent.id == current.c.id)
     )
     rows = [] if only else list(session.execute(query.where(Instance.purged_at.is_(None))))
-    missing = sorted({one for one in ids if one} - {row[0].id for row in rows})
+    missing = sorted({one for one in ids if one} - {row.id for row in rows})
     for first in range(0, len(missing), MANY):
         rows += session.execute(query.where(Instance.id.in_(missing[first : first + MANY])))
-    return {instance.id: _recorded(instance, login, intent) for instance, login, intent in rows}
+    return {row.id: _recorded(row) for row in rows}
 
 
-def _recorded(instance: Instance, login: str, intent: Intent | None) -> Recorded:
-    meant, since = Meant.UNCLEAR, instance.purged_at or instance.created_at
-    if intent and intent.kind == IntentKind.DELETE:
-        meant, since = Meant.OFF, instance.purged_at or intent.asked_at
-    elif intent and intent.outcome == Outcome.DONE and intent.ended_at:
-        meant, since = Meant.RUN if intent.kind == IntentKind.LAUNCH else Meant.OFF, instance.purged_at or intent.ended_at
+def _recorded(row: Any) -> Recorded:
+    meant, since = Meant.UNCLEAR, row.created_at
+    if row.kind == IntentKind.DELETE:
+        meant, since = Meant.OFF, row.asked_at
+    elif row.outcome == Outcome.DONE:
+        meant, since = Meant.RUN if row.kind == IntentKind.LAUNCH else Meant.OFF, row.ended_at
     return Recorded(
-        instance.id,
-        login,
-        instance.server_name,
-        instance.place,
-        meant,
-        since,
-        came_up=instance.first_ready_at is not None,
-        is_deleted=instance.deleted_at is not None,
-        is_purged=instance.purged_at is not None,
+        *(row.id, row.login, row.server_name, row.place, meant, row.purged_at or since),
+        came_up=row.first_ready_at is not None,
+        is_deleted=row.deleted_at is not None,
+        is_purged=row.purged_at is not None,
     )
 
 
