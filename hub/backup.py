@@ -18,6 +18,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 from traitlets.config import Config
 
 from .configuration import Hutch
+from .database import seal
 from .errors import HutchError
 
 # the databases have files of their own here; the rest is of a process, of the demo, or tells this place from others
@@ -66,7 +67,7 @@ def restore(config: Config, hutch: Hutch, made: Path) -> None:
     state = Path(hutch.state_dir)
     state.mkdir(parents=True, exist_ok=True)
     # first of all, and no seal that any database has: the steward acts on nothing until an operator has said how it goes on
-    (state / "seal").write_text(f"restored from {made.name}\n")
+    (state / seal.FILE).write_text(f"restored from {made.name}\n")
     for name, url in urls.items():
         _load(url, made / name)
     shutil.copytree(made / "state", state, dirs_exist_ok=True)
