@@ -16,6 +16,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
+from . import queue
 from .database.tables import (
     Instance,
     InstanceEvent,
@@ -33,6 +34,7 @@ LATELY = 2000
 
 
 class State(StrEnum):
+    WAITING = "waiting"
     LAUNCHING = "launching"
     RUNNING = "running"
     UNREACHABLE = "unreachable"
@@ -42,8 +44,10 @@ class State(StrEnum):
     DELETED = "deleted"
 
 
-def state_of(intent: Intent | None, *, deleted: bool = False, ready: bool = False, pending: str | None = None) -> State:
-    """The state people see: what JupyterHub says now (ready, pending), then what was last intended.
+def state_of(
+    intent: Intent | None, *, deleted: bool = False, ready: bool = False, pending: str | None = None, waits: bool = False
+) -> State:
+    """The state people see: what JupyterHub says now (ready, pending), then what was last intended. waits: it is in the queue.
 
     An instance that was launched and that JupyterHub no longer serves is unreachable, not gone: nobody asked it to stop.
     """
@@ -55,6 +59,8 @@ def state_of(intent: Intent | None, *, deleted: bool = False, ready: bool = Fals
         return State.LAUNCHING
     if ready:
         return State.RUNNING
+    if waits:
+        return State.WAITING
     if intent is None or intent.kind in (IntentKind.STOP, IntentKind.RESTORE) or intent.outcome == Outcome.CANCELLED:
         return State.STOPPED
     if intent.outcome == Outcome.FAILED:
@@ -107,6 +113,7 @@ def conclude(session: Session, intent: Intent, outcome: Outcome, *, stage: str =
     intent.outcome, intent.ended_at = outcome, now()
     intent.stage, intent.message, intent.detail = stage or None, message or None, detail or None
     record_event(session, intent.instance_id, f"{intent.kind}-{outcome}", intent_id=intent.id, message=message)
+    queue.leave(session, intent)
 
 
 def conclude_open(session: Session, instance_id: str, kind: IntentKind, outcome: Outcome, message: str = "") -> None:

@@ -25,7 +25,7 @@ from spawner.cloud import Trouble
 from spawner.launch import LaunchError, LaunchLog, Stage
 from spawner.openstack import OpenStackSpawner
 
-from . import access, firewall_hook, instances, records
+from . import access, capacity, firewall_hook, instances, queue, records
 from .authenticator import acting_login
 from .database.engine import DatabaseError, take_turn
 from .database.tables import Instance, Intent, IntentKind, Outcome, now
@@ -37,7 +37,7 @@ T = TypeVar("T")
 CLOUD = "cloud"
 EXPECTED_FOR_SECONDS = 60.0
 # reasons of a LaunchError that are no rule's
-DATABASE, OVERTAKEN = "database", "overtaken"
+DATABASE, OVERTAKEN, QUEUED = "database", "overtaken", "queued"
 
 
 class LaunchOptions(BaseModel):
@@ -70,7 +70,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What the rules allowed, as the spawner needs it."""
+    """What the rules allowed, as the spawner needs it. waits: where it stands in the queue, when it is not its turn yet."""
 
     instance_id: str
     intent_id: int
@@ -79,6 +79,7 @@ class Granted:
     never_came_up: bool
     subject: Subject
     place: str = ""
+    waits: str = ""
 
 
 def refusal(sentence: str, rule: str, status_code: int = 403) -> LaunchError:
@@ -106,9 +107,17 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
         instance, plan, visits = _first_launch(session, asked, person, terms)
     else:
         plan, visits = _check_resume(session, asked, person, instance, terms)
-    intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
+    is_unused = instance.first_ready_at is None
+    # the turn of one that waits is the steward's to call; until then it keeps its place, whoever asks
+    if waited := queue.open_wait(session, instance.id):
+        intent, waits = waited, not asked.by_steward
+    else:
+        intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
+        # what has a server already holds its room
+        waits = not asked.by_steward and is_unused and queue.join_behind(session, intent, capacity.rooms(session))
+    standing = str(queue.standings(session)[intent.id]) if waits else ""
     subject = Subject(person, plan, tuple(visits))
-    return Granted(instance.id, intent.id, plan, is_new, instance.first_ready_at is None, subject, instance.place)
+    return Granted(instance.id, intent.id, plan, is_new, is_unused, subject, instance.place, standing)
 
 
 def _may_start(
@@ -242,6 +251,9 @@ class Launching(Spawner):
             self.launch.fail(error.message)
             await self._refused(asked, error)
             raise
+        if granted.waits:
+            self.launch.fail(granted.waits)
+            raise LaunchError(granted.waits, reason=QUEUED, stage=Stage.RIGHTS)
         self._by_steward = asked.by_steward
         self.image, self.flavor, self.is_new = granted.plan.image, granted.plan.flavor, granted.is_new
         self.place, self.allowed_places = granted.place, list(granted.plan.places)
@@ -276,7 +288,8 @@ class Launching(Spawner):
 
     def _note_granted(self, granting: asyncio.Future[Granted]) -> None:
         if not granting.cancelled() and not granting.exception():
-            self.granted, self._is_open = granting.result(), True
+            self.granted = granting.result()
+            self._is_open = not self.granted.waits
             self._instance_id = self.granted.instance_id
 
     async def _refused(self, asked: Asked, error: LaunchError) -> None:
@@ -372,10 +385,13 @@ class Launching(Spawner):
             return  # still unknown: the intent stays open, and the steward tries again later
 
         def write(session: Session) -> None:
+            intent = session.get_one(Intent, granted.intent_id)
+            if failure and failure.reason in queue.SENTENCES and intent.outcome is None:
+                queue.join(session, intent, failure.reason, tried_at=now())
+                return  # it stays open, and is launched again when its turn comes
             for event in events:
                 facts = {"seconds": event.seconds, "message": event.message, "intent_id": granted.intent_id}
                 instances.record_event(session, granted.instance_id, event.stage, **facts)
-            intent = session.get_one(Intent, granted.intent_id)
             if intent.outcome is None:
                 words = {"stage": failure.stage, "message": failure.message, "detail": failure.detail} if failure else {}
                 instances.conclude(session, intent, outcome, **words)

@@ -61,6 +61,7 @@ INVENTORY: dict[str, Kept] = {
     "etl_run": Kept("to explain where a record comes from", words=("message",)),
     "etl_change": Kept("to undo a run, and to explain a change", days=90),
     "etl_rejection": Kept("for staff to mend a source", days=90),
+    "cloud_room": Kept("not personal"),
     "cloud_finding": Kept("to show where the cloud differs from the records", ("resource_id",), days=90, since="ended_at"),
     "deployment": Kept("not personal"),
 }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -31,7 +31,10 @@ from .breaker import Breaker
 
 T = TypeVar("T")
 CATALOGUE_SECONDS = 300.0
+# our name of a limit, and what it is called in Nova's "maxTotal..." and "total...Used"
 NOVA_LIMITS = (("instances", "Instances", "Instances"), ("cores", "Cores", "Cores"), ("ram", "RAMSize", "RAM"))
+# the first that sums up all kinds of resources of a host (Rocky)
+PLACEMENT_MICROVERSION = "1.27"
 # of one HTTP request, and of a call in all; what takes longer counts as unanswered, never as refused
 API_TIMEOUT_SECONDS = 60.0
 TRIES = 4
@@ -337,7 +340,30 @@ class Cloud:
             of_nova = {name: (nova[f"maxTotal{of}"], nova[f"total{used}Used"]) for name, of, used in NOVA_LIMITS}
             return of_nova | {"port": (port["limit"], port["used"] + port["reserved"])}
 
-        return await self._ask("tell its limits", call)
+        return await self._ask("tell its limits", call, repeat=False)
+
+    async def flavors(self) -> list[dict[str, Any]]:
+        call = partial(self._compute, "GET", "/flavors/detail")
+        return list((await self._ask("list the flavors", call, repeat=False))["flavors"])
+
+    async def free_hosts(self) -> list[dict[str, int]] | None:
+        """What is free on each host that has anything free, by Placement's names; None where Placement does not say.
+
+        One call for all hosts. ref: https://docs.openstack.org/api-ref/placement/#list-allocation-candidates
+        """
+
+        def call() -> list[dict[str, int]] | None:
+            placement = self._connection.placement
+            if not placement.get_endpoint():
+                return None
+            asked = "/allocation_candidates?resources=VCPU:1&limit=1000"
+            summaries = _answer(placement.get(asked, microversion=PLACEMENT_MICROVERSION))["provider_summaries"].values()
+            return [_free(provider["resources"]) for provider in summaries if "VCPU" in provider["resources"]]
+
+        try:
+            return await self._ask("tell what is free on its hosts", call, repeat=False)
+        except CloudError:
+            return None  # by default it is for admins, and launches do without
 
     # --- what a site names by name
 
@@ -401,6 +427,11 @@ def _port(port: Any) -> dict[str, Any]:
 def _answer(response: requests.Response) -> Any:
     sdk_errors.raise_from_response(response)
     return response.json() if response.content else None
+
+
+def _free(resources: dict[str, dict[str, int]]) -> dict[str, int]:
+    kinds = resources.keys() & {"VCPU", "MEMORY_MB", "DISK_GB"}
+    return {kind: resources[kind]["capacity"] - resources[kind]["used"] for kind in kinds}
 
 
 def _next_page(page: dict[str, Any]) -> str | None:

@@ -439,7 +439,10 @@ class InstanceEvent(Base):
 
 
 class LaunchWait(Base):
-    """A launch that waits for room in the cloud: its intent stays open, and the steward posts it to the hub when its turn comes."""
+    """A launch that waits for room in the cloud: its intent stays open, and the steward posts it to the hub when its turn comes.
+
+    reason: "quota" or "capacity". tries: how often it was posted; whoever posts it claims it by counting on.
+    """
 
     __tablename__ = "launch_wait"
     intent_id: Mapped[int] = mapped_column(ForeignKey("intent.id"), primary_key=True)
@@ -449,6 +452,15 @@ class LaunchWait(Base):
     tried_at: Mapped[datetime | None]
 
     intent: Mapped[Intent] = relationship()
+
+
+class CloudRoom(Base):
+    """What was free in one place of the cloud when the steward looked last; `hub.capacity` reads it."""
+
+    __tablename__ = "cloud_room"
+    place: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=now)
+    reading: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class CloudFinding(Base):

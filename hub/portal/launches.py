@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from ..access import Action
 from ..database.tables import now
 from ..instances import State, expected_seconds
+from ..queue import standings
 from . import views
 from .desk import AtDesk, Desk
 from .hub_api import HubUnreachable
@@ -58,7 +59,7 @@ async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> d
                 raise
             return {"card": views.unrecorded(name, server, launch), "launch": launch or views.Launch(), "history": []}
         return {
-            "card": views.card(row, server, desk.person, at, launch),
+            "card": views.card(row, server, desk.person, at, launch, standings(session)),
             "launch": launch or views.launch_under_way(row.intents, at, expected_seconds(session, row.plan_id)),
             "history": views.history(row.events, desk.person),
         }

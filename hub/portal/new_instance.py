@@ -6,12 +6,14 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from types import MappingProxyType
 from urllib.parse import quote
 
 from jupyterhub.slugs import is_valid_display_name, normalise_unicode, safe_slug
 from starlette.datastructures import FormData, QueryParams
 
 from ..access import Decision, Person, PlanOffer, Terms, Usage, Visit, may_add_cores, may_own_another, may_pick, may_use_experiments
+from ..capacity import Verdict
 from . import views, wording
 
 NAME_LENGTH = 250
@@ -69,7 +71,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class PlanChoice:
-    """may: whether it can be picked. why: the question that the page "Why?" answers about it."""
+    """may: whether it can be picked. why: the question that the page "Why?" answers about it. room: what the cloud has for it."""
 
     plan: PlanOffer
     may: Decision
@@ -77,6 +79,7 @@ class PlanChoice:
     size: str
     expectation: str
     why: str
+    room: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ def offer(
     usage: Usage,
     seconds: Mapping[str, Sequence[float]],
     terms: Terms,
+    rooms: Mapping[str, Verdict] = MappingProxyType({}),
 ) -> Offer:
     chosen = [visit for visit in visits if visit.id in wish.experiments]
     suggested = suggested_name(chosen)
@@ -115,7 +119,7 @@ def offer(
         groups=tuple(_groups(visits, wish, terms.at)),
         none_allowed=bool(may_use_experiments(person, [], terms)),
         has_experiments=bool(visits),
-        plans=tuple(_plans(wish, person, chosen, plans, usage, seconds, terms)),
+        plans=tuple(_plans(wish, person, chosen, plans, usage, seconds, terms, rooms)),
         name=wish.name if wish.name and wish.name != wish.suggested else suggested,
         suggested=suggested,
         quota=may_own_another(person, usage),
@@ -186,14 +190,16 @@ def _plans(
     usage: Usage,
     seconds: Mapping[str, Sequence[float]],
     terms: Terms,
+    rooms: Mapping[str, Verdict],
 ) -> Iterable[PlanChoice]:
     # the first that refuses; both have reasons when they allow: none
     decisions = {plan.id: may_pick(person, plan, chosen, terms) and may_add_cores(person, usage, plan) for plan in plans}
-    possible = [name for name, decision in decisions.items() if decision]
+    possible = [name for name, decision in decisions.items() if decision and rooms.get(name, Verdict()).ever]
     picked = next((name for name in (wish.plan, usage.last_plan, *possible) if name in possible), "")
     for plan in plans:
         size, expectation = wording.size(plan.cores, plan.memory_mb), wording.expectation(seconds.get(plan.id, ()))
-        yield PlanChoice(plan, decisions[plan.id], plan.id == picked, size, expectation, why=question(wish, plan.id))
+        room = rooms.get(plan.id, Verdict())
+        yield PlanChoice(plan, decisions[plan.id], plan.id == picked, size, expectation, question(wish, plan.id), room)
 
 
 def question(wish: Wish, plan: str) -> str:

@@ -15,6 +15,7 @@ from ..database.tables import Instance, IntentKind, Outcome
 from ..errors import HutchError
 from ..instances import conclude_open, intend, launch_seconds, mark_deleted, restore, unmark
 from ..notices import mark_seen
+from ..queue import outlooks, standings
 from ..records import (
     experiments_named,
     experiments_of,
@@ -51,7 +52,7 @@ async def my_instances(desk: AtDesk) -> HTMLResponse:
 
     def shown(session: Session) -> tuple[list[views.Card], list[views.DeletedCard]]:
         rows = instances_owned(session, desk.person.id)
-        return views.cards(rows, servers, desk.person, desk.at), views.deleted_cards(rows, desk.at)
+        return views.cards(rows, servers, desk.person, desk.at, standings(session)), views.deleted_cards(rows, desk.at)
 
     cards, deleted = await desk.run(shown)
     return desk.page(
@@ -120,6 +121,7 @@ async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLR
             usage=find_usage(session, desk.person.id),
             seconds=launch_seconds(session, [plan.id for plan in plans]),
             terms=desk.terms,
+            rooms=outlooks(session),
         )
 
     offer = await desk.run(offered)

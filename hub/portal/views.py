@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from urllib.parse import quote
 
 from ..access import Person, Visit
 from ..database.tables import Experiment, Instance, InstanceEvent, Intent, IntentKind
 from ..instances import State, in_force, state_of
+from ..queue import Standing
 from . import wording
 from .hub_api import Server
 
@@ -39,6 +41,7 @@ class Look:
 LOOKS = {
     State.LAUNCHING: Look("launching", "◌", "info"),
     State.RUNNING: Look("running", "●", "success"),
+    State.WAITING: Look("waiting", "◷", "info"),
     State.UNREACHABLE: Look("unreachable", "?", "warning"),
     State.STOPPING: Look("stopping", "◍", "info"),
     State.STOPPED: Look("stopped", "○", "secondary"),
@@ -83,6 +86,7 @@ class Card:
     notebook_url: str = ""
     failure: Failure | None = None
     holds_data: bool = True
+    standing: Standing | None = None
 
     @property
     def path(self) -> str:
@@ -113,11 +117,19 @@ class DeletedCard:
     until: Moment
 
 
-def card(row: Instance, server: Server | None, person: Person, at: datetime, launch: Launch | None = None) -> Card:
+def card(
+    row: Instance,
+    server: Server | None,
+    person: Person,
+    at: datetime,
+    launch: Launch | None = None,
+    queue: Mapping[int, Standing] = MappingProxyType({}),
+) -> Card:
     """launch: what was just heard of a launch; its failure may not have been written down yet."""
     intent = in_force(row.intents)
     ready, pending = (server.ready, server.pending) if server else (False, None)
-    state = state_of(intent, deleted=row.deleted_at is not None, ready=ready, pending=pending)
+    standing = queue.get(intent.id) if intent else None
+    state = state_of(intent, deleted=row.deleted_at is not None, ready=ready, pending=pending, waits=standing is not None)
     failed = failure(intent, person) if intent and state is State.FAILED else None
     if launch and launch.failed and state is State.UNREACHABLE:
         state, failed = State.FAILED, Failure(launch.message, launch.now, row.id[:8])
@@ -130,10 +142,11 @@ def card(row: Instance, server: Server | None, person: Person, at: datetime, lau
         size=wording.size(row.plan.cores, row.plan.memory_mb),
         experiments=tuple(experiment_line(experiment, at) for experiment in row.experiments),
         company=_company(row, person),
-        ends=Moment("ends", row.ends_at, wording.relative(row.ends_at, at)) if row.ends_at else None,
+        ends=Moment("ends", row.ends_at, wording.relative(row.ends_at, at)) if row.ends_at and not standing else None,
         notebook_url=f"{server.url}lab" if server and state is State.RUNNING else "",
         failure=failed,
         holds_data=row.first_ready_at is not None,
+        standing=standing,
     )
 
 
@@ -146,10 +159,12 @@ def unrecorded(name: str, server: Server | None, launch: Launch | None) -> Card:
     return Card(name, server.display_name if server else name, state, failure=failure, holds_data=False)
 
 
-def cards(rows: Sequence[Instance], servers: Mapping[str, Server], person: Person, at: datetime) -> list[Card]:
+def cards(
+    rows: Sequence[Instance], servers: Mapping[str, Server], person: Person, at: datetime, queue: Mapping[int, Standing]
+) -> list[Card]:
     """Those that are not marked for deletion; what runs or changes comes first, then the newest."""
     order = {state: place for place, state in enumerate(LOOKS)}
-    live = [card(row, servers.get(row.server_name), person, at) for row in rows if row.deleted_at is None]
+    live = [card(row, servers.get(row.server_name), person, at, queue=queue) for row in rows if row.deleted_at is None]
     return sorted(live, key=lambda one: order[one.state])
 
 
@@ -230,6 +245,8 @@ EVENTS = {
     "launch-done": "Launched",
     "launch-failed": "Launch failed",
     "launch-cancelled": "Launch cancelled",
+    "queued": "Joined the queue",
+    "waited": "Its turn came",
     "stop-asked": "Stop asked for",
     "stop-done": "Stopped",
     "stop-failed": "Stopping failed",

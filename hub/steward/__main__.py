@@ -27,8 +27,9 @@ from ..firewall import Firewall
 from ..group_sync import LOOK_SECONDS
 from .firewall import Keeping
 from .following import Following
+from .queueing import Queueing
 from .reconciling import Reconciler
-from .tasks import Launched, Pauses, expire, finish_stops, meant_to_run, purge
+from .tasks import Launched, Pauses, expire, finish_stops, purge, to_take_back
 
 log = structlog.get_logger()
 DAY_SECONDS = 86_400.0
@@ -78,12 +79,15 @@ class Steward:
     async def readopt(self) -> None:
         """Compares what is meant to run with what the hub serves, and asks the hub to start what is missing."""
         served = await _served(self.hub)
-        for launched in await self.facility.ask(meant_to_run):
+        for launched in await self.facility.ask(to_take_back):
             if (launched.login, launched.server_name) in served:
                 self.readoption.back(launched.instance_id)
             elif self.readoption.due(launched.instance_id, now()):
                 log.info("asking the hub to take an instance back", instance=launched.instance_id)
-                await self._ask_hub("POST", launched)
+                await self.post(launched)
+
+    async def post(self, launched: Launched) -> None:
+        await self._ask_hub("POST", launched)
 
     async def _ask_hub(self, method: str, of: Launched, **body: Any) -> None:
         try:
@@ -159,6 +163,7 @@ async def serve() -> None:
             steward.repeat(steward.prune, DAY_SECONDS, acts=False),
             steward.repeat(steward.reconcile, facility.hutch.reconcile_interval_seconds),
             *([steward.repeat(keeping.keep_firewall, min(every, LOOK_SECONDS))] if firewall.ways else []),
+            steward.repeat(Queueing(facility, steward.clouds, partial(_served, hub), steward.post).call_turns, every),
             steward.repeat(Following(facility, hub).follow_runs, min(every, LOOK_SECONDS)),
         )
 

@@ -20,7 +20,7 @@ from spawner import belongings
 from spawner.cloud import Cloud, CloudError, Trouble
 from spawner.servers import Server, instance_of, is_ended, task_of
 
-from .. import instances
+from .. import instances, queue
 from ..database.tables import Instance, Intent, IntentKind, Outcome, User, now
 from ..facility import Facility
 from ..services import STEWARD
@@ -143,6 +143,12 @@ class Pauses:
 
     def back(self, key: str) -> None:
         self.tried.pop(key, None)
+
+
+def to_take_back(session: Session) -> list[Launched]:
+    """Those that the hub should serve by now. What waits in the queue is not among them: it has a turn."""
+    waiting = {(one.login, one.server_name) for one in queue.waiting(session)}
+    return [one for one in meant_to_run(session) if (one.login, one.server_name) not in waiting]
 
 
 def meant_to_run(session: Session) -> list[Launched]:

@@ -14,7 +14,7 @@ prints one line when it is ready. What it knows lives in that folder too and com
 Where to find what:
 
 ``app``        the wiring: one port, all services, the log of calls, faults on request
-``keystone``, ``nova`` (with ``nova_*``), ``glance``, ``neutron``   one service each: what is asked, what is answered
+``keystone``, ``nova`` (with ``nova_*``), ``glance``, ``neutron``, ``placement``   one service each: what is asked, what is answered
 ``state``      the records and how they are kept
 ``lifecycle``  what happens to a server between two answers
 ``machine``    a booted server: its folder and its processes; ``pid1`` is the first process in each

@@ -29,6 +29,7 @@ from spawner.devcloud.neutron import Network, Neutron
 from spawner.devcloud.nova import Nova
 from spawner.devcloud.nova_actions import NovaActions
 from spawner.devcloud.nova_extras import NovaExtras
+from spawner.devcloud.placement import Placement
 from spawner.devcloud.state import Options, State, Store
 from spawner.devcloud.volumes import ROOT, Volumes
 
@@ -45,6 +46,8 @@ OPEN_PATHS = {
     "/network/",
     *nova_versions.DISCOVERY,
     *ROOT,
+    "/placement",
+    "/placement/",
 }
 SUBNETS = [f"127.{number}.0.0/16" for number in range(64, 128)]
 # above 1024, as the demo is for ordinary users too
@@ -86,6 +89,7 @@ class Devcloud:
             glance,
             Neutron(network, self._base_url),
             Volumes(),
+            Placement(self.lifecycle, self._base_url),
             Control(self.lifecycle, self.keystone, self._faults, self._calls),
         ]
 

@@ -7,6 +7,7 @@ GET, DELETE /devcloud/faults          those in force; none any more
 POST   /devcloud/latency              {"seconds": 1.0}: every call takes so much longer
 GET, DELETE /devcloud/calls           the calls since the last DELETE: {"total": 3, "counts": {"GET /...": 3}, "calls": [...]}
 POST   /devcloud/quota                {"instances": 10, "port": 5}: Nova's and Neutron's limits, -1 for none
+POST   /devcloud/host                 {"VCPU": 8}: what its one host has, in Placement's words; what is more finds no valid host
 POST   /devcloud/reset                as new: no server, port, security group or fault; the first quotas; calls not counted
 POST   /devcloud/expire-tokens        no token is worth anything any more
 POST   /devcloud/next-boot            how the next created server fares: {"error": "No valid host was found. "} or
@@ -35,7 +36,7 @@ from spawner.devcloud.faults import Fault, Faults
 from spawner.devcloud.keystone import NOTE, Keystone
 from spawner.devcloud.lifecycle import Lifecycle
 from spawner.devcloud.machine import Machine
-from spawner.devcloud.state import DEFAULT_QUOTA, Record, Server, now
+from spawner.devcloud.state import DEFAULT_HOST, DEFAULT_QUOTA, Record, Server, now
 
 KEPT_CALLS = 10_000
 IDENTIFIER = re.compile(r"/(?:[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?=/|$)")
@@ -86,6 +87,7 @@ class Control:
             web.get("/devcloud/calls", self.list_calls),
             web.delete("/devcloud/calls", self.clear_calls),
             web.post("/devcloud/quota", self.set_quota),
+            web.post("/devcloud/host", self.set_host),
             web.post("/devcloud/reset", self.reset),
             web.post("/devcloud/expire-tokens", self.expire_tokens),
             web.post("/devcloud/next-boot", self.next_boot),
@@ -136,6 +138,13 @@ class Control:
         self._state.set_quota(changes)
         return web.json_response({"quota": self._state.quota})
 
+    async def set_host(self, request: web.Request) -> web.Response:
+        changes = {str(kind): int(count) for kind, count in (await request.json()).items()}
+        if unknown := changes.keys() - self._state.host.keys():
+            raise ValueError(f"a host has {', '.join(self._state.host)}, not {', '.join(sorted(unknown))}")
+        self._state.set_host(changes)
+        return web.json_response({"host": self._state.host})
+
     async def reset(self, request: web.Request) -> web.Response:
         self._faults.active.clear()
         self._faults.latency_seconds = 0.0
@@ -146,6 +155,7 @@ class Control:
         for record in records:
             state.erase(record)
         self._state.set_quota(DEFAULT_QUOTA)
+        self._state.set_host(DEFAULT_HOST)
         self._calls.clear()
         return web.Response(status=204)
 

@@ -74,6 +74,8 @@ def body_of(service: str, error: ApiError) -> dict[str, Any]:
     if service == "image" and error.status != 401:
         reason = title(error.status)
         return {"message": f"{error.message}<br /><br />\n\n\n", "code": f"{error.status} {reason}", "title": reason}
+    if service == "placement" and error.status != 401:
+        return {"errors": [{"status": error.status, "title": title(error.status), "detail": error.message}]}
     return {"error": {"code": error.status, "title": title(error.status), "message": error.message}}
 
 

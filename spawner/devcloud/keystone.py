@@ -25,6 +25,7 @@ SERVICES = {
     "image": ("glance", "/image"),
     "network": ("neutron", "/network"),
     "block-storage": ("cinder", "/volume/v3"),
+    "placement": ("placement", "/placement"),
 }
 
 

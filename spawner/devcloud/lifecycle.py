@@ -110,7 +110,7 @@ class Lifecycle:
         await self._pause(0.05)
         if message := server.next_boot.get("error"):
             raise BuildFailed(message)
-        if server.flavor.get("never_fits"):
+        if server.flavor.get("never_fits") or not self._fits(server):
             raise BuildFailed(NO_VALID_HOST)
         server.placed = True
         self._set(server, "networking")
@@ -124,6 +124,18 @@ class Lifecycle:
         server.launched_at = precise_now()
         self._finish_action(server, "Success")
         self._set(server, None, "active", RUNNING)
+
+    def used_of_host(self) -> dict[str, int]:
+        placed = [
+            server.flavor for server in self.state.servers.values() if server.placed and server.vm_state != "shelved_offloaded"
+        ]
+        totals = {"VCPU": sum(f["vcpus"] for f in placed), "MEMORY_MB": sum(f["ram"] for f in placed)}
+        return totals | {"DISK_GB": sum(f["disk"] for f in placed)}
+
+    def _fits(self, server: Server) -> bool:
+        used, wanted = self.used_of_host(), server.flavor
+        needs = {"VCPU": wanted["vcpus"], "MEMORY_MB": wanted["ram"], "DISK_GB": wanted["disk"]}
+        return all(used[kind] + needs[kind] <= size for kind, size in self.state.host.items())
 
     def _plug(self, server: Server) -> None:
         for wanted in server.requested_networks:

@@ -131,6 +131,9 @@ class DevcloudProcess:
     def quota(self, **limits: int) -> None:
         self.control("POST", "/quota", limits)
 
+    def host(self, **sizes: int) -> None:
+        self.control("POST", "/host", sizes)
+
     def next_boot(self, **behaviour: Any) -> None:
         self.control("POST", "/next-boot", behaviour)
 

@@ -30,6 +30,8 @@ DEFAULT_QUOTA = {
     "security_group": 100,
     "security_group_rule": 1000,
 }
+# the one host, in Placement's words
+DEFAULT_HOST = {"VCPU": 40000, "MEMORY_MB": 160_000_000, "DISK_GB": 1_000_000}
 
 
 def now() -> str:
@@ -195,6 +197,7 @@ class State:
         self.security_groups = store.load(SecurityGroup)
         self.ports_by_address = {port.address: port.id for port in self.ports.values()}
         self.quota: dict[str, int] = DEFAULT_QUOTA | json.loads(store.setting("quota", "{}"))
+        self.host: dict[str, int] = DEFAULT_HOST | json.loads(store.setting("host", "{}"))
         # Listings paste these together; a record that changes drops its own.
         self.rendered: dict[str, dict[Any, bytes]] = {}
 
@@ -253,6 +256,10 @@ class State:
     def set_quota(self, changes: dict[str, int]) -> None:
         self.quota.update(changes)
         self.store.set("quota", json.dumps(self.quota))
+
+    def set_host(self, changes: dict[str, int]) -> None:
+        self.host.update(changes)
+        self.store.set("host", json.dumps(self.host))
 
     def ports_of(self, server: Server) -> list[Port]:
         return [self.ports[port_id] for port_id in server.port_ids if port_id in self.ports]

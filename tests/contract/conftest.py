@@ -98,6 +98,9 @@ class Contract:
     def until_gone(self, server_id: str) -> None:
         wait_for(lambda: self.ask("GET", f"/servers/{server_id}").status_code == 404, f"{server_id} is gone")
 
+    def until_true(self, condition: Callable[[], Any], what: str) -> None:
+        wait_for(condition, what)
+
     def sweep(self) -> None:
         """Nothing of an earlier test is left: servers, ports, groups."""
         for server in self.ask("GET", "/servers").json()["servers"]:
@@ -113,7 +116,7 @@ class Contract:
 
 def base_url(connection: Connection, service: str) -> str:
     url = connection.session.get_endpoint(service_type=service, interface="public").rstrip("/")
-    version = {"compute": "/v2.1", "network": "/v2.0", "image": "/v2", "identity": "/v3"}[service]
+    version = {"compute": "/v2.1", "network": "/v2.0", "image": "/v2", "identity": "/v3", "placement": ""}[service]
     return url if url.endswith(version) else url + version
 
 

@@ -253,6 +253,54 @@ def test_limits_say_what_is_used(contract, kept):
     assert {"maxTotalInstances", "maxTotalCores", "maxTotalRAMSize", "totalCoresUsed", "totalRAMUsed"} <= set(absolute)
 
 
+def test_limits_and_details_say_what_is_free_of_what_a_launch_takes(contract, network, kept):
+    absolute = contract.ask("GET", "/limits").json()["limits"]["absolute"]
+    for limit, used in [("Instances", "Instances"), ("Cores", "Cores"), ("RAMSize", "RAM")]:
+        assert isinstance(absolute[f"maxTotal{limit}"], int) and absolute[f"total{used}Used"] >= 1
+    port = network("GET", f"/quotas/{contract.cloud.current_project_id}/details.json").json()["quota"]["port"]
+    assert set(port) == {"limit", "used", "reserved"} and port["used"] >= 1
+
+
+def test_a_server_counts_from_its_create_to_its_delete(contract):
+    def used() -> tuple[int, int]:
+        absolute = contract.ask("GET", "/limits").json()["limits"]["absolute"]
+        return absolute["totalInstancesUsed"], absolute["totalCoresUsed"]
+
+    def listed() -> tuple[int, int]:
+        servers = contract.ask("GET", "/servers/detail").json()["servers"]
+        return len(servers), sum(server["flavor"]["vcpus"] for server in servers)
+
+    server = contract.create()
+    # those of other tests may be on their way out
+    contract.until_true(lambda: server in contract.ask("GET", "/servers").text and used() == listed(), "it counts from its create")
+    contract.until(server, "ACTIVE")
+    contract.act(server, "os-stop")
+    contract.until(server, "SHUTOFF")
+    contract.until_true(lambda: used() == listed(), "it counts while it is stopped")
+    assert contract.ask("DELETE", f"/servers/{server}").status_code == 204
+    contract.until_gone(server)
+    contract.until_true(lambda: used() == listed(), "it counts no more")
+
+
+def test_placement_is_for_admins_and_tells_them_what_hosts_have_in_one_call(contract, kept):
+    asked = {"service": "placement", "OpenStack_API_Version": "placement 1.27"}
+    path = "/allocation_candidates?resources=VCPU:1&limit=1000"
+    refused = contract.ask("GET", path, **asked)
+    assert refused.status_code == 403 and refused.json()["errors"][0]["status"] == 403
+    answer = contract.ask("GET", path, who=contract.admin, **asked).json()
+    hosts = [host["resources"] for host in answer["provider_summaries"].values() if "VCPU" in host["resources"]]
+    assert hosts and all({"VCPU", "MEMORY_MB"} <= set(host) for host in hosts)
+    assert all(set(host["VCPU"]) == {"capacity", "used"} for host in hosts)
+    assert sum(host["VCPU"]["used"] for host in hosts) >= 1
+    none = contract.ask("GET", "/allocation_candidates?resources=VCPU:1000000", who=contract.admin, **asked)
+    assert none.status_code == 200 and none.json()["provider_summaries"] == {}
+
+
+def test_flavors_are_told_with_what_they_ask_for(contract):
+    flavors = {flavor["name"]: flavor for flavor in contract.ask("GET", "/flavors/detail").json()["flavors"]}
+    assert {"id", "vcpus", "ram", "disk", "extra_specs"} <= set(flavors["m1.small"])
+
+
 def test_zones_say_whether_they_are_available(contract):
     zones = contract.ask("GET", "/os-availability-zone").json()["availabilityZoneInfo"]
     assert {"zoneName": contract.zone, "zoneState": {"available": True}, "hosts": None} in zones

@@ -10,6 +10,7 @@ from running_hub import until
 
 from hub.database.engine import take_turn
 from hub.database.tables import Intent
+from hub.queue import waiting
 
 STAGES = {"create", "boot", "identify", "account", "environment", "notebook"}
 NOT_FOR_PEOPLE = re.compile(r"https?:|\b[45]\d\d\b|Exception|Error\b|Traceback|[<>{}\[\]]|None|[0-9a-f]{8}-[0-9a-f]{4}")
@@ -138,26 +139,42 @@ def quota(hub):
 def test_a_quota_of_the_cloud_that_is_used_up(hub, quota, what):
     visitor = hub.visitor()
     quota(**{what: 0})
-    hub.launch(visitor)
-    failed(hub, visitor, "create", "The facility's share of the cloud is used up.")
+    answer = hub.launch(visitor)
+    until(lambda: waits(hub, visitor), "it waits for room")
+    assert answer.status_code == 202 or answer.json()["message"] == "The facility's share of the cloud is used up."
     assert hub.servers(visitor) == hub.ports(visitor) == []
     quota(instances=4000, port=8000)
-    works_at_last(hub, visitor)
+    started_by_itself(hub, visitor)
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        pytest.param("No valid host was found. ", "There is no room in the cloud for this plan just now.", id="no-valid-host"),
-        pytest.param("libvirt: <b>boom</b>", "The cloud could not build this server.", id="error"),
-    ],
-)
-def test_a_server_that_fails_to_build(hub, error, words):
+def waits(hub: FacilityHub, visitor: Visitor) -> bool:
+    """The launch is not over: it is in the queue."""
+    with hub.session() as session:
+        return visitor.id in {one.user_id for one in waiting(session)}
+
+
+def started_by_itself(hub: FacilityHub, visitor: Visitor) -> None:
+    hub.until_ready(visitor.login, "films")
+    hub.until_intent(visitor, kind="launch", outcome="done")
+    assert len(hub.instance(visitor).intents) == 1 and not waits(hub, visitor)
+    (server,), (port,) = hub.servers(visitor), hub.ports(visitor)
+    assert port["device_id"] == server["id"] and hub.orphans() == []
+
+
+def test_a_server_for_which_there_is_no_host(hub):
     visitor = hub.visitor()
+    hub.devcloud.next_boot(error="No valid host was found. ")
+    answer = hub.launch(visitor)
+    assert answer.status_code == 202 or answer.json()["message"] == "There is no room in the cloud for this plan just now."
+    started_by_itself(hub, visitor)
+
+
+def test_a_server_that_fails_to_build(hub):
+    visitor, error = hub.visitor(), "libvirt: <b>boom</b>"
     hub.devcloud.next_boot(error=error)
     hub.launch(visitor)
-    intent = failed(hub, visitor, "boot", words)
-    assert error.strip() in intent.detail
+    intent = failed(hub, visitor, "boot", "The cloud could not build this server.")
+    assert error in intent.detail
     assert hub.servers(visitor) == hub.ports(visitor) == []
     works_at_last(hub, visitor)
 

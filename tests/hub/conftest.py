@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,6 +162,20 @@ class Browser(httpx.Client):
     def submit(self, path: str, form: dict | None = None, **options) -> httpx.Response:
         """Send a form of the portal's own pages."""
         return self.post(path, data=form or {}, headers={"Sec-Fetch-Site": "same-origin"}, **options)
+
+
+@pytest.fixture
+def browse() -> Iterator[Callable[[int, str], Browser]]:
+    """Signs somebody in at the hub of this port, which lets in everybody who says their name."""
+    with ExitStack() as stack:
+
+        def browse(port: int, login: str) -> Browser:
+            hub = RunningHub(Path(), port, None, Path())  # type: ignore[arg-type]
+            browser = stack.enter_context(Browser(hub))
+            browser.sign_in(login)
+            return browser
+
+        yield browse
 
 
 @pytest.fixture(scope="session")

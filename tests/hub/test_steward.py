@@ -122,7 +122,7 @@ def test_a_stop_that_cannot_be_done_holds_up_no_other(hub):
 
 def test_the_steward_lets_a_launch_that_failed_be(hub):
     visitor = hub.visitor()
-    hub.devcloud.next_boot(error="No valid host was found.")
+    hub.devcloud.next_boot(error="libvirt: no.")
     hub.launch(visitor)
     hub.until_intent(visitor, kind="launch", outcome="failed")
     other, due = deleted(hub)

@@ -35,7 +35,7 @@ def test_the_clouds_file_is_private_and_found_the_usual_way(devcloud: Any, monke
 
 def test_everything_says_that_it_is_for_tests(devcloud: Any, cloud: Any) -> None:
     catalog = cloud.session.auth.get_access(cloud.session).service_catalog.catalog
-    assert {service["type"] for service in catalog} == {"identity", "compute", "image", "network", "block-storage"}
+    assert {service["type"] for service in catalog} == {"identity", "compute", "image", "network", "block-storage", "placement"}
     assert all("demos and tests only" in service["name"] for service in catalog)
     assert "demos and tests only" in requests.get(devcloud.url + "/compute", timeout=10).headers["Server"]
     assert "demos and tests only" in devcloud.control("GET", "")["devcloud"]

@@ -30,6 +30,12 @@ def upgrade() -> None:
         sa.Column("tried_at", when),
     )
     op.create_table(
+        "cloud_room",
+        sa.Column("place", name, primary_key=True),
+        sa.Column("at", when, nullable=False),
+        sa.Column("reading", sa.JSON(), nullable=False),
+    )
+    op.create_table(
         "cloud_finding",
         sa.Column("id", sa.Integer(), primary_key=True),
         sa.Column("place", name, nullable=False),
