@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from ..configuration import Hutch
 from ..database.engine import open_database, sessions
+from .cloud import routes as cloud_routes
 from .desk import UnknownPerson
 from .facility_data import routes as facility_routes
 from .guard import Guard
@@ -43,7 +44,7 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.state.sessions = sessions(open_database(hutch.database_url))
     app.state.identity = Identity(Path(hutch.state_dir) / "portal.key")
     app.state.pages = Pages(hutch, base)
-    for routes in (page_routes, launch_routes, why_routes, facility_routes):
+    for routes in (page_routes, launch_routes, why_routes, facility_routes, cloud_routes):
         app.include_router(routes, prefix=base.rstrip("/"))
     app.add_api_route(f"{base}oauth_callback", app.state.identity.come_back, response_model=None)
     app.add_api_route(f"{base}sign-out", lambda: app.state.identity.sign_out(hub_address()), response_model=None)

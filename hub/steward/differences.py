@@ -211,7 +211,7 @@ def _instances(view: View) -> Iterator[Finding]:
     for one in view.records.values():
         expected = one.came_up and one.meant is not Meant.UNCLEAR and not (one.is_deleted or one.is_purged)
         if expected and one.place in view.places and one.instance_id not in there and _is_settled(one, view):
-            yield Finding("instance", one.instance_id, State.LOST, one.instance_id, f"meant: {one.meant}")
+            yield Finding("instance", one.instance_id, State.LOST, one.instance_id)
 
 
 def _ports(view: View) -> Iterator[Finding]:

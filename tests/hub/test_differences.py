@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -123,6 +124,12 @@ def test_what_is_found(read, expected):
 
 def test_every_difference_is_in_the_table():
     assert {row[2] for row in TABLE} == {None, *State}
+
+
+def test_the_docs_name_every_difference_with_its_rule():
+    lines = (Path(__file__).parents[2] / "docs" / "reconciling.md").read_text().splitlines()
+    told = [line for line in lines if line.startswith("| `")]
+    assert told == [f"| `{state.value}` | {state.rule} | {state.sentence} |" for state in State]
 
 
 def test_of_two_servers_the_one_that_launches_use_is_none():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import re
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
+from databases import database_url
 from sqlalchemy import delete, select
 
+from hub.database import seal
+from hub.database.engine import deployment_id, open_database
 from hub.database.tables import (
+    CloudFinding,
     EtlChange,
     EtlRejection,
     EtlRun,
@@ -22,6 +27,7 @@ from hub.database.tables import (
     User,
 )
 from hub.instances import create
+from hub.steward.differences import State
 
 NUMBERS = count()
 STAFF_ROLES = ["admin", "it-support", "staff"]
@@ -206,3 +212,60 @@ def test_only_what_was_suggested_can_be_confirmed(running_hub, staff, suggestion
     with running_hub.signed_in(staff) as browser:
         assert browser.submit("facility/identities", suggestion | {"user_id": victim, "subject": "mine"}).status_code == 404
         assert browser.post("facility/identities", data=suggestion, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+
+
+# --- the cloud
+
+
+@pytest.fixture
+def findings(running_hub):
+    """One that is only reported, one that waits, and one that is over."""
+    rows = [
+        CloudFinding(kind="server", resource_id="srv-<1>", state="orphan", instance_id="nobody", detail="hutch-1 ACTIVE"),
+        CloudFinding(kind="instance", resource_id="lost-1", instance_id="lost-1", state="lost", place="east"),
+        CloudFinding(kind="server", resource_id="over-1", state="failed", ended_at=datetime.now(UTC)),
+    ]
+    with running_hub.session() as session:
+        session.add_all(rows)
+    yield
+    with running_hub.session() as session:
+        session.execute(delete(CloudFinding))
+
+
+@pytest.mark.parametrize("role", ["", "guest", "instrument-control", *STAFF_ROLES])
+def test_the_cloud_is_shown_to_staff(running_hub, findings, role):
+    login = running_hub.add_person(f"cleo{next(NUMBERS)}", role=role)
+    with running_hub.signed_in(login) as browser:
+        answer = browser.get("cloud")
+        assert answer.status_code == (200 if role in STAFF_ROLES else 403)
+        assert ("srv-&lt;1&gt;" in answer.text) is (role in STAFF_ROLES)
+
+
+def test_each_difference_is_shown_with_what_is_done_about_it(running_hub, findings, staff):
+    with running_hub.signed_in(staff) as browser:
+        page = re.sub(r"\s+", " ", html.unescape(browser.get("cloud").text))
+    assert "2 differences from the records" in page and "over-1" not in page
+    assert State.ORPHAN.sentence in page and re.search("Instance *</span> in east", page)
+    assert page.count("It is only shown") == 2, "nothing more is allowed by default"
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_difference_can_be_shown(running_hub, staff, state):
+    with running_hub.session() as session:
+        session.add(CloudFinding(kind="server", resource_id="x", state=state, quarantined_at=datetime.now(UTC)))
+    with running_hub.signed_in(staff) as browser:
+        page = browser.get("cloud").text
+    with running_hub.session() as session:
+        session.execute(delete(CloudFinding))
+    assert state.sentence in html.unescape(page) and "put in quarantine" in page
+
+
+def test_a_database_that_was_restored_is_told_of(running_hub, staff):
+    deployment_id(open_database(database_url(running_hub.folder)))
+    with running_hub.signed_in(staff) as browser:
+        assert "No differences from the records" in browser.get("cloud").text
+        (running_hub.folder / seal.FILE).write_text("another")
+        try:
+            assert "hutch db seal --keep" in browser.get("cloud").text
+        finally:
+            (running_hub.folder / seal.FILE).unlink()
