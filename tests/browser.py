@@ -1,4 +1,4 @@
-"""Debian's Chromium, as the tests run it."""
+"""Debian's Chromium, as the tests run it, and what they do in it in several places."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 # no sandbox, as the tests may run as root; the rest keeps Chromium from calling home
 ARGUMENTS = [
@@ -32,3 +32,15 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+def run_cell(page: Page, code: str, answer: str) -> None:
+    """A new notebook in JupyterLab, and its first cell."""
+    page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
+    # what is run before JupyterLab has settled on a kernel can be lost
+    expect(page.get_by_text("| Idle")).to_be_visible(timeout=60_000)
+    cell = page.locator(".jp-Notebook .jp-Cell").first
+    cell.locator(".cm-content").click()
+    page.keyboard.type(code)
+    page.keyboard.press("Shift+Enter")
+    expect(cell.locator(".jp-OutputArea-output")).to_contain_text(answer, timeout=60_000)

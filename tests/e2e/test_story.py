@@ -8,22 +8,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from browser import run_cell
 from playwright.sync_api import Page, expect
 
 LAUNCH_MS = 90_000
 WRITTEN = "from pathlib import Path; Path('kept.txt').write_text('beam on'); print(6 * 7)"
-
-
-def run_cell(page: Page, code: str, answer: str) -> None:
-    """A new notebook in JupyterLab, and its first cell."""
-    page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
-    # what is run before JupyterLab has settled on a kernel can be lost
-    expect(page.get_by_text("| Idle")).to_be_visible(timeout=60_000)
-    cell = page.locator(".jp-Notebook .jp-Cell").first
-    cell.locator(".cm-content").click()
-    page.keyboard.type(code)
-    page.keyboard.press("Shift+Enter")
-    expect(cell.locator(".jp-OutputArea-output")).to_contain_text(answer, timeout=60_000)
 
 
 def test_a_scientist_works_in_an_instance_of_their_own(sign_in: Callable[[str], Page], demo: Any) -> None:

@@ -1,0 +1,99 @@
+"""The whole story in a real browser, on a virtual machine of the real cloud: launch, work, stop, start, find the file, delete."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from browser import chromium, run_cell
+from facility_hub import FacilityHub
+from openstack.connection import Connection
+from playwright.sync_api import Browser, Page, expect
+from running_hub import until
+
+CLOUDS_YAML = os.environ.get("HUTCH_TEST_CLOUD", "")
+# an emulated processor on a busy machine
+LAUNCH_MS = 500_000
+WRITTEN = "from pathlib import Path; Path('kept.txt').write_text('beam on'); print(6 * 7)"
+CONFIG = """
+c.JupyterHub.hub_ip = "10.77.0.1"
+c.Hutch.delete_grace_days = 0
+c.Spawner.http_timeout = 120
+c.OpenStackSpawner.cloud_name = "hutch-app"
+c.OpenStackSpawner.network = "hutch"
+c.OpenStackSpawner.security_groups = ["hutch-hub"]
+c.OpenStackSpawner.availability_zone = "real"
+c.OpenStackSpawner.boot_timeout_seconds = 400
+c.OpenStackSpawner.stop_timeout_seconds = 150
+c.OpenStackSpawner.fast_listing_seconds = 1
+c.OpenStackSpawner.slow_listing_seconds = 5
+"""
+
+
+@pytest.fixture
+def facility(real_cloud: Connection, tmp_path: Path) -> Iterator[FacilityHub]:
+    hub = FacilityHub(tmp_path, SimpleNamespace(clouds_yaml=CLOUDS_YAML), CONFIG)
+    hub.plan("machine", name="A machine", image="base-notebook", flavor="m1.small")
+    try:
+        hub.start()
+        yield hub
+    finally:
+        hub.stop()
+        print(hub.log_end())
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.mark.timeout(1500)
+def test_a_scientist_works_on_a_real_machine(
+    facility: FacilityHub, browser: Browser, real_cloud: Connection, tmp_path: Path
+) -> None:
+    home = f"http://localhost:{facility.port}/hub/home"
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    try:
+        page.goto(home)
+        page.locator("button[value=ann]").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("My instances")
+        works(page, home)
+    except BaseException:
+        page.screenshot(path=tmp_path / "failed.png")
+        print(page.url, page.locator("body").inner_text()[:2000])
+        raise
+    until(lambda: not list(real_cloud.compute.servers()), "its server is gone", 200)
+    until(lambda: not [one for one in real_cloud.network.ports() if one.name.startswith("hutch-")], "its port is gone", 60)
+
+
+def works(page: Page, home: str) -> None:
+    page.get_by_role("link", name="New instance").first.click()
+    page.locator("input[name=plan][value=machine]").check()
+    page.locator("#name").fill("Films")
+    page.get_by_role("button", name="Launch").click()
+    until_open(page)
+    run_cell(page, WRITTEN, "42")
+
+    page.goto(home)
+    page.locator("article", has_text="Films").get_by_role("button", name="Stop").click()
+    expect(page.locator("main")).to_contain_text("stopped", timeout=LAUNCH_MS)
+    page.locator("main").get_by_role("button", name="Start").first.click()
+    until_open(page)
+    expect(page.locator(".jp-DirListing-content")).to_contain_text("kept.txt", timeout=60_000)
+
+    page.goto(home)
+    card = page.locator("article", has_text="Films")
+    if not card.get_by_text("Delete").first.is_visible():
+        card.locator("summary").click()
+    card.get_by_text("Delete").first.click()
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("My instances")
+
+
+def until_open(page: Page) -> None:
+    page.wait_for_url(re.compile(r"//ann\.localhost:\d+/user/ann/[^/]+/lab"), timeout=LAUNCH_MS)
