@@ -1,0 +1,107 @@
+"""Many launches at the same moment: Hutch against a plain parallel script of openstacksdk, by the clock and in calls to the cloud.
+
+The script does what it must and no more: a port and a server each, in threads of their own, then a look each second until
+the server is ACTIVE and its agent's port is open. Hutch decides by its rules, hands over to the agent, and waits until the
+notebook answers. The cloud is devcloud with its stub payload, told to take some seconds for each boot; it counts the calls itself.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from functools import partial
+from statistics import median
+from typing import Any
+
+from common import Figure, at_once, instance_config, launch_options, private_folder, report, running_hub, spread, until
+from openstack.connection import Connection
+
+from spawner import builders
+from spawner.agent_tls import HubIdentity
+from spawner.devcloud.process import running
+
+LAUNCHES, ROUNDS = 200, 3
+BOOT_SECONDS, LOOK_SECONDS = 10.0, 1.0
+USERS = [f"u{number}" for number in range(LAUNCHES * ROUNDS + 1)]
+
+
+def main() -> None:
+    print(f"stub payload: devcloud answers in place of agent and notebook; each boot takes {BOOT_SECONDS:g} s")
+    taken: dict[str, list[float]] = {"script": [], "Hutch": []}
+    calls: dict[str, list[int]] = {"script": [], "Hutch": []}
+    with ExitStack() as stack:
+        folder = stack.enter_context(private_folder())
+        devcloud = stack.enter_context(running(folder / "devcloud", payload="stub"))
+        devcloud.quota(instances=-1, cores=-1, ram=-1, port=-1)
+        config = instance_config(devcloud, folder / "hub", USERS)
+        hub = stack.enter_context(running_hub(folder / "hub", config, USERS))
+        # credentials, catalogue and versions are asked for once, by both
+        hub.launch(USERS[-1], launch_options(USERS, USERS[-1]))
+        plain = stack.enter_context(devcloud.connect())
+        user_data = b64encode(builders.user_data(HubIdentity(folder / "keys").hub_ca_pem(), 8765).encode()).decode()
+        devcloud.next_boot(seconds=BOOT_SECONDS)
+        for number in range(ROUNDS):
+            users = USERS[number * LAUNCHES : (number + 1) * LAUNCHES]
+            ways: dict[str, Callable[[], Any]] = {
+                "script": partial(script, plain, users, user_data),
+                "Hutch": partial(at_once, lambda user: hub.launch(user, launch_options(USERS, user)), users, LAUNCHES),
+            }
+            for name, way in ways.items():
+                devcloud.clear_calls()
+                began = time.perf_counter()
+                way()
+                taken[name].append(time.perf_counter() - began)
+                calls[name].append(sum(devcloud.calls()["counts"].values()))
+                print(f"  round {number + 1}, {name}: {taken[name][-1]:.1f} s, {calls[name][-1]} calls")
+                if name == "script":
+                    emptied(plain)
+            at_once(hub.end, users, 20)
+    for name in taken:
+        print(f"{name}: {spread(taken[name], 1)} s for {LAUNCHES}; {median(calls[name]) / LAUNCHES:.1f} calls each")
+    slower = [ours / plain for ours, plain in zip(taken["Hutch"], taken["script"], strict=True)]
+    share = median(calls["Hutch"]) / median(calls["script"])
+    against = f"a parallel script, a look each {LOOK_SECONDS:g} s, boots of {BOOT_SECONDS:g} s, same run (stub payload)"
+    report(
+        Figure(f"{LAUNCHES} launches at once", round(median(slower), 2), "x", 1.1, against),
+        Figure(f"calls of {LAUNCHES} launches at once", round(share, 2), "x", 0.33, against),
+    )
+
+
+def script(cloud: Connection, names: Sequence[str], user_data: str) -> None:
+    image, flavor = cloud.image.find_image("hutch-notebook").id, cloud.compute.find_flavor("m1.small").id
+    network = cloud.network.find_network("hutch").id
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: one(cloud, name, network, image_id=image, flavor_id=flavor, user_data=user_data), names))
+
+
+def one(cloud: Connection, name: str, network: str, **what: str) -> None:
+    port = cloud.network.create_port(network_id=network, name=f"plain-{name}")
+    address = port.fixed_ips[0]["ip_address"]
+    server = cloud.compute.create_server(name=f"plain-{name}", networks=[{"port": port.id}], config_drive=True, **what)
+    while cloud.compute.get_server(server.id).status != "ACTIVE" or not accepts(address, 8765):
+        time.sleep(LOOK_SECONDS)
+
+
+def accepts(address: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((address, port), timeout=1):
+        return True
+    return False
+
+
+def emptied(cloud: Connection) -> None:
+    """Takes away what the script has made; nobody measures that."""
+    for server in cloud.compute.servers(details=False):
+        if server.name.startswith("plain-"):
+            cloud.compute.delete_server(server)
+    until(lambda: not any(one.name.startswith("plain-") for one in cloud.compute.servers(details=False)), "the servers are gone")
+    for port in cloud.network.ports():
+        if port.name.startswith("plain-"):
+            cloud.network.delete_port(port)
+
+
+if __name__ == "__main__":
+    main()
