@@ -1,4 +1,4 @@
-"""What Hutch adds to the boot of a real machine, split within each boot. On the cloud of `tests/openstack/cloud`, with our image in it.
+"""What Hutch adds to the boot of a real machine, split within each boot; on `tests/openstack/cloud`, which has our image already.
 
 click -> Nova has accepted; the agent listens (seen by a prober beside) -> the hub acts; the notebook answers (seen by another) ->
 the hub says ready, and the page opens. Beside it, what a plain script of openstacksdk needs until Nova has accepted.
@@ -96,7 +96,9 @@ def one_boot(hub: RunningHub, cloud: Connection, name: str) -> float:
     prober.join(30)
     accepted, acts, opens = at["create"] - began, at["boot"] - prober.listens, at["ready"] - prober.answers
     print(
-        f"boot of {at['ready'] - began:.1f} s: accepted {accepted:.2f}, listening -> acting {acts:.2f}, answering -> open {opens:.2f}",
+        f"boot of {at['ready'] - began:.1f} s: accepted {accepted:.2f}",
+        f"listening -> acting {acts:.2f}, answering -> open {opens:.2f}",
+        sep=", ",
         flush=True,
     )
     hub.api("DELETE", f"users/ann/servers/{name}", json={"remove": True}).raise_for_status()
