@@ -25,7 +25,7 @@ from spawner.cloud import Trouble
 from spawner.launch import LaunchError, LaunchLog, Stage
 from spawner.openstack import OpenStackSpawner
 
-from . import access, capacity, firewall_hook, instances, queue, records
+from . import access, firewall_hook, instances, queue, records
 from .authenticator import acting_login
 from .database.engine import DatabaseError, take_turn
 from .database.tables import Instance, Intent, IntentKind, Outcome, now
@@ -109,12 +109,12 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
         plan, visits = _check_resume(session, asked, person, instance, terms)
     is_unused = instance.first_ready_at is None
     # the turn of one that waits is the steward's to call; until then it keeps its place, whoever asks
-    if waited := queue.open_wait(session, instance.id):
+    if waited := None if is_new else queue.open_wait(session, instance.id):
         intent, waits = waited, not asked.by_steward
     else:
         intent = instances.intend(session, instance.id, IntentKind.LAUNCH, asked.actor)
         # what has a server already holds its room
-        waits = not asked.by_steward and is_unused and queue.join_behind(session, intent, capacity.rooms(session))
+        waits = not asked.by_steward and is_unused and queue.join_behind(session, intent)
     standing = str(queue.standings(session)[intent.id]) if waits else ""
     subject = Subject(person, plan, tuple(visits))
     return Granted(instance.id, intent.id, plan, is_new, is_unused, subject, instance.place, standing)

@@ -138,25 +138,34 @@ def in_words(length: timedelta) -> str:
 # --- the table
 
 
+_OTHER = aliased(Instance)
+_HELD = select(func.count()).where(_OTHER.owner_id == User.id, _OTHER.deleted_at.is_(None), _OTHER.first_ready_at.is_not(None))
+_OF_INSTANCE = Instance.id, User.id, User.login, Instance.server_name, Plan.flavor, Plan.places
+_OF_WAIT = LaunchWait.reason, LaunchWait.since, LaunchWait.tries, LaunchWait.tried_at
+# built once, because each launch asks it
+WAITING = (
+    select(LaunchWait.intent_id, *_OF_INSTANCE, *_OF_WAIT, _HELD.scalar_subquery())
+    .join(LaunchWait.intent)
+    .join(Intent.instance)
+    .join(Instance.owner)
+    .join(Instance.plan)
+    .where(Intent.outcome.is_(None), Instance.deleted_at.is_(None))
+)
+
+
 def waiting(session: Session) -> list[Waiting]:
     """All who wait, in their order."""
-    other = aliased(Instance)
-    held = select(func.count()).where(other.owner_id == User.id, other.deleted_at.is_(None), other.first_ready_at.is_not(None))
-    of_instance = Instance.id, User.id, User.login, Instance.server_name, Plan.flavor, Plan.places
-    of_wait = LaunchWait.reason, LaunchWait.since, LaunchWait.tries, LaunchWait.tried_at
-    query = select(LaunchWait.intent_id, *of_instance, *of_wait, held.scalar_subquery()).join(LaunchWait.intent)
-    query = query.join(Intent.instance).join(Instance.owner).join(Instance.plan)
-    return in_order(Waiting(*row) for row in session.execute(query.where(Intent.outcome.is_(None), Instance.deleted_at.is_(None))))
+    return in_order(Waiting(*row) for row in session.execute(WAITING))
 
 
-def join_behind(session: Session, intent: Intent, rooms: Mapping[str, Room]) -> bool:
+def join_behind(session: Session, intent: Intent) -> bool:
     """Joins the queue with a new launch, if it would take the room of those who wait."""
     if not (line := waiting(session)):
         return False
     plan, owner = session.get_one(Plan, intent.instance.plan_id), intent.instance.owner_id
     reason = next((one.reason for one in line if one.flavor == plan.flavor), QUOTA)
     newcomer = Waiting(intent.id, intent.instance_id, owner, "", "", plan.flavor, plan.places, reason, now())
-    if not (passes := may_pass(newcomer, line, rooms)):
+    if not (passes := may_pass(newcomer, line, rooms_of(session))):
         join(session, intent, reason)
     return not passes
 
