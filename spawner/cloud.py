@@ -100,7 +100,8 @@ def _http_error(error: sdk_errors.HttpException, asked: str, detail: str) -> Clo
         return CloudError(Trouble.CREDENTIALS, f"The cloud does not accept Hutch's credentials, so it could not {asked}.", detail)
     if status in (400, 403):
         return CloudError(Trouble.REFUSED, f"The cloud refused to {asked}.", detail)
-    sentence, words = f"The cloud has a problem and could not {asked}.", f"HTTP {status}: {detail}"
+    why = "has too many requests just now" if status == 429 else "has a problem"
+    sentence, words = f"The cloud {why} and could not {asked}.", f"HTTP {status}: {detail}"
     pause = _seconds(error.response.headers.get("Retry-After", "")) if error.response is not None else 0.0
     return CloudError(Trouble.UNANSWERED, sentence, words, pause_seconds=pause, too_many=status == 429)
 

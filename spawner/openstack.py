@@ -174,7 +174,9 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         """Called when the cloud is certain that it has no server of an instance that is not new; may raise LaunchError."""
 
     async def _take(self, server: Server, ports: list[dict[str, Any]]) -> None:
-        addresses = [port["fixed_ips"][0]["ip_address"] for port in ports if port["fixed_ips"]]
+        # one that another try has left may be beside the server's own
+        own_first = sorted(ports, key=lambda port: port["device_id"] != server["id"])
+        addresses = [port["fixed_ips"][0]["ip_address"] for port in own_first if port["fixed_ips"]]
         self._remember(server["id"], next(iter(addresses), "") or address_of(server))
         server = await self._settled(server)
         await self._guard(ports)
@@ -197,15 +199,19 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
                 await self.around.cloud.set_port_groups(port["id"], groups)
 
     async def _wake(self, server_id: str, action: str) -> None:
-        """What was not answered, or came through twice, may have been done."""
-        try:
-            await self.around.cloud.act(server_id, action)
-        except CloudError as error:
-            if error.trouble not in (Trouble.UNANSWERED, Trouble.CONFLICT):
-                raise
-            server = await self.around.cloud.server(server_id)
-            if server is None or (server["status"] in WAKE and not task_of(server)):
-                raise
+        """What was not answered, or came through twice, may have been done: it is looked up, and repeated once if it was not."""
+        for is_last in (False, True):
+            try:
+                await self.around.cloud.act(server_id, action)
+                return
+            except CloudError as error:
+                if error.trouble not in (Trouble.UNANSWERED, Trouble.CONFLICT):
+                    raise
+                server = await self.around.cloud.server(server_id)
+                if server and (server["status"] not in WAKE or task_of(server)):
+                    return
+                if is_last or not server:
+                    raise
 
     async def _settled(self, server: Server) -> Server:
         """Waits until the cloud has done with what it is doing to the server (powering off, shelving)."""
