@@ -28,7 +28,7 @@ from multidict import CIMultiDict
 ORIGIN = re.compile(rb"(https?)://([^/\"\s\\]+)")
 HTML = "<html><head><title>Not Found</title></head><body><h1>Not Found</h1><hr>nginx</body></html>"
 HOP_BY_HOP = {"connection", "content-encoding", "content-length", "host", "keep-alive", "transfer-encoding"}
-DRIPS, DRIP_SECONDS = 40, 0.25
+DRIPS, DRIP_SECONDS = 12, 1.0
 
 
 @dataclass
