@@ -48,6 +48,11 @@ def install(c: Config, file: Path) -> None:
         default_url="/hub/home",
         template_paths=[str(HERE / "templates")],
     )
+    # what leaves this machine is encrypted, and shows who it is in both directions; a site's own proxy has to be told how first
+    address = c.JupyterHub.get("hub_connect_ip") or c.JupyterHub.hub_ip
+    beyond = address not in ("localhost", "127.0.0.1", "::1") and c.ConfigurableHTTPProxy.get("should_start", True)
+    if c.JupyterHub.setdefault("internal_ssl", beyond):
+        _fill(c.JupyterHub, internal_certs_location=str(state / "internal-tls"), trusted_alt_names=[f"IP:{address}"])
     portal_url = services.portal_address(c.JupyterHub.subdomain_host, c.JupyterHub.get("base_url", "/"))
     c.JupyterHub.template_vars = {
         "portal_url": portal_url,

@@ -1,4 +1,4 @@
-"""The hub's own authority, and the certificate it shows to agents.
+"""The hub's own authority, the certificate it shows to agents, and those that it makes for notebooks.
 
 An agent is told the authority at boot (``user_data``) and serves nobody who lacks a certificate for the name ``hutch-hub`` from
 it. Both live in one private folder, which every process of the hub may open at any time: the first makes them.
@@ -12,15 +12,17 @@ import ssl
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from certipy import Certipy
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
 HUB_NAME = "hutch-hub"
 AUTHORITY_NAME = "hutch-hub-authority"
@@ -31,6 +33,24 @@ LOOK_AGAIN_SECONDS = 3600.0
 CLOCKS_MAY_DIFFER_BY = timedelta(days=1)
 
 PrivateKey = ec.EllipticCurvePrivateKey
+
+
+def notebook_certificate(address: str, hosts: Sequence[str], store: Path, trusted: Path) -> dict[str, str]:
+    """What a notebook at this address, behind a proxy with these hosts, needs: key, certificate, and whom it lets in.
+
+    JupyterHub makes its own before the address is known, and keeps those of all servers of a user in one file: so they are made
+    here for each launch, in memory, by JupyterHub's authority for notebooks in `store`. trusted: the bundle of the hub and proxy.
+    """
+    files = Certipy(store_dir=str(store)).store.get_record("notebooks-ca")["files"]
+    authority = x509.load_pem_x509_certificate(Path(files["cert"]).read_bytes())
+    authority_key = serialization.load_pem_private_key(Path(files["key"]).read_bytes(), password=None)
+    key = ec.generate_private_key(ec.SECP256R1())
+    # the proxy compares with the host that the browser asked for, the hub with the address
+    names = [x509.IPAddress(ip_address(address)), *map(x509.DNSName, hosts)]
+    certificate = make_certificate("hutch-notebook", key, authority, authority_key, datetime.now(UTC), names, AUTHORITY_LIFE)
+    told = {"key": _pem(key), "certificate": certificate.public_bytes(serialization.Encoding.PEM)}
+    texts = {what: pem.decode() for what, pem in told.items()}
+    return texts | {"trusted": trusted.read_text(), "address": address}
 
 
 class HubIdentity:
@@ -109,14 +129,23 @@ def make_authority(key: PrivateKey, now: datetime) -> x509.Certificate:
 
 
 def make_certificate(
-    name: str, key: PrivateKey, authority: x509.Certificate, authority_key: PrivateKey, now: datetime
+    name: str,
+    key: PrivateKey,
+    authority: x509.Certificate,
+    authority_key: Any,
+    now: datetime,
+    names: Sequence[x509.GeneralName] = (),
+    life: timedelta = CERTIFICATE_LIFE,
 ) -> x509.Certificate:
-    """A certificate with which ``name`` may open connections, and do nothing else."""
+    """A certificate with which ``name`` may open connections, and be reached by the names, and do nothing else."""
+    uses = [x509.ExtendedKeyUsageOID.CLIENT_AUTH, *([x509.ExtendedKeyUsageOID.SERVER_AUTH] if names else [])]
+    builder = _builder(_name(name), authority.subject, key, now, life)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return (
-        _builder(_name(name), authority.subject, key, now, CERTIFICATE_LIFE)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
@@ -165,12 +194,15 @@ def _read_key(path: Path) -> PrivateKey:
     return key
 
 
+def _pem(key: PrivateKey) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
 def _write(path: Path, key: PrivateKey, certificate: x509.Certificate) -> None:
     """Key and certificate in one file, so that nobody ever sees one without the other."""
     encoding = serialization.Encoding.PEM
-    key_pem = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(key_pem + certificate.public_bytes(encoding))
+        file.write(_pem(key) + certificate.public_bytes(encoding))
     partial.replace(path)

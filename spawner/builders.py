@@ -92,6 +92,8 @@ def server_request(
     return {"server": server}
 
 
-def agent_session(launch_id: str, account: str, env: dict[str, str], args: Sequence[str], port: int) -> dict[str, Any]:
+def agent_session(
+    launch_id: str, account: str, env: dict[str, str], args: Sequence[str], port: int, tls: dict[str, str] | None = None
+) -> dict[str, Any]:
     """The identity that an agent gets for one launch; see the agent's own description of POST /v1/session."""
-    return {"launch": launch_id, "owner": account, "env": env, "args": list(args), "port": port}
+    return {"launch": launch_id, "owner": account, "env": env, "args": list(args), "port": port, "tls": tls}

@@ -13,12 +13,14 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jupyterhub.spawner import Spawner
 
 from . import belongings, builders
 from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
+from .agent_tls import notebook_certificate
 from .cloud import CloudError, Trouble
 from .creation import Creation, Named, find, free_port
 from .launch import LaunchError, LaunchLog, Stage
@@ -113,7 +115,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
             await self._launch_somewhere(launch, free_port(ports))
         await self._identify(launch)
         await self._hand_over(launch)
-        return f"http://{self.address}:{self.port}"
+        return self._url()
 
     async def _find(self) -> tuple[list[Server], list[dict[str, Any]]]:
         """What the cloud has of this instance: after a hub that died half-way, or at a resume. Its place is known from then on."""
@@ -315,13 +317,27 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
     async def _hand_over(self, launch: LaunchLog) -> None:
         """Gives the agent this launch's identity, and passes on the stages that it tells."""
         self.ip = self.address
-        session = builders.agent_session(uuid.uuid4().hex, self.account(), self.get_env(), self.get_args(), self.port)
+        tls = await asyncio.to_thread(self._certificate) if self.internal_ssl else None
+        session = builders.agent_session(uuid.uuid4().hex, self.account(), self.get_env(), self.get_args(), self.port, tls)
         async for event in self.around.agents.push(self.address, self.fingerprint, session):
             stage = Stage(event["stage"])
             if event["state"] == "started":
                 launch.start(stage)
             elif stage is not Stage.READY:
                 launch.done(stage, seconds=event.get("seconds"))
+
+    async def create_certs(self) -> dict[str, str]:
+        """None: JupyterHub asks for them before the server has an address. They are made in `_hand_over`."""
+        return {}
+
+    def _certificate(self) -> dict[str, str]:
+        trusted = Path(self.internal_trust_bundles["notebooks-ca"])
+        hosts = [name.removeprefix("DNS:") for name in self.ssl_alt_names if name.startswith("DNS:")]
+        local = ["localhost"] if self.ssl_alt_names_include_local else []
+        return notebook_certificate(self.address, [*hosts, *local], Path(self.internal_certs_location), trusted)
+
+    def _url(self) -> str:
+        return f"{'https' if self.internal_ssl else 'http'}://{self.address}:{self.port}"
 
     def account(self) -> str:
         """The Unix account in the server: the user's name, in what Unix allows."""
@@ -401,7 +417,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         with suppress(CloudError):
             server = self.around.reflector.servers.get(self.server_id)
             self.address = (address_of(server) if server else "") or self.address
-        return f"http://{self.address}:{self.port}"
+        return self._url()
 
     # --- stop
 
@@ -414,7 +430,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         return getattr(self, "_stop_future", None) is not None
 
     async def stop(self, now: bool = False) -> None:
-        """Powers the server off if that is meant; its disk stays. Never raises: JupyterHub would answer 204 and forget it."""
+        """Switches it off if that is meant; its disk stays. Never raises: JupyterHub would answer 204 and forget it."""
         self.is_off = False
         await self._creation_settled()
         if not self.stop_is_meant():
@@ -439,8 +455,8 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
                 server = await self.around.cloud.server(self.server_id)
                 if server is None or is_ended(server):
                     return
-                if task_of(server) != "powering-off":
-                    await self.around.cloud.act(self.server_id, "os-stop")
+                if not is_moving(server):
+                    await self.around.cloud.act(self.server_id, "shelve" if self.stop_by == "shelve" else "os-stop")
             except CloudError as error:
                 self.log.warning("%s: stopping server %s: %s %s", self._log_name, self.server_id, error, error.detail)
             await asyncio.sleep(pause)

@@ -22,7 +22,7 @@ WAKE = {
 }
 # nothing runs there, whatever the guest does
 ENDED = frozenset({"SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "ERROR", "DELETED", "SOFT_DELETED"})
-GOING_DOWN = frozenset({"powering-off", "shelving", "shelving_offloading", "suspending", "pausing", "deleting", "soft-deleting"})
+GOING_DOWN = frozenset({"powering-off", "suspending", "pausing", "deleting", "soft-deleting"})
 
 
 def task_of(server: Server) -> str | None:
@@ -37,7 +37,8 @@ def is_ended(server: Server) -> bool:
 
 def is_moving(server: Server) -> bool:
     """Something is under way at whose end it will be off, or that has to end before it can be started."""
-    return task_of(server) in GOING_DOWN or (server["status"] in WAKE and task_of(server) is not None)
+    task = task_of(server) or ""
+    return task in GOING_DOWN or task.startswith("shelving") or (server["status"] in WAKE and task != "")
 
 
 def instance_of(server: Server) -> str | None:

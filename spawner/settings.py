@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from traitlets import Dict, Float, Int, List, TraitError, Unicode, default, validate
+from traitlets import Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
 
@@ -99,6 +99,18 @@ class OpenStackSettings(LoggingConfigurable):
         90,
         config=True,
         help="Wait this many seconds for a server to be powered off before letting go of it. Default: 90.",
+    )
+    stop_by = Enum(
+        ["power off", "shelve"],
+        "power off",
+        config=True,
+        help="""
+        Stop a server in this way.
+
+        Default: "power off". A server that is off goes on to hold its share of the project's quota and its place on a host;
+        "shelve" gives both back and keeps the disk as an image, and takes longer in both directions (set stop_timeout_seconds and
+        boot_timeout_seconds to what your cloud needs to copy a disk).
+        """,
     )
     fast_listing_seconds = Float(
         1.0, config=True, help="List the cloud's servers this often, in seconds, while something is changing. Default: 1."

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
-from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -12,19 +10,6 @@ import uvicorn
 from ..configuration import load
 from ..service import begin
 from .app import create_app
-
-
-def tls() -> dict[str, Any]:
-    """What uvicorn needs when JupyterHub runs with internal_ssl: then only its proxy may connect."""
-    certificate = os.environ.get("JUPYTERHUB_SSL_CERTFILE")
-    if not certificate:
-        return {}
-    return {
-        "ssl_certfile": certificate,
-        "ssl_keyfile": os.environ["JUPYTERHUB_SSL_KEYFILE"],
-        "ssl_ca_certs": os.environ["JUPYTERHUB_SSL_CLIENT_CA"],
-        "ssl_cert_reqs": ssl.CERT_REQUIRED,
-    }
 
 
 def main() -> None:
@@ -42,7 +27,6 @@ def main() -> None:
         # JupyterHub's proxy is the only one that connects
         forwarded_allow_ips="127.0.0.1",
         server_header=False,
-        **tls(),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import structlog
+from jupyterhub.utils import make_ssl_context
 from prometheus_client import Gauge, start_http_server
 
 from spawner.cloud import Cloud, CloudError
@@ -149,7 +150,10 @@ async def serve() -> None:
     facility = Facility.of(config)
     headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
     base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
-    async with aiohttp.ClientSession(base, headers=headers, timeout=aiohttp.ClientTimeout(total=30)) as hub:
+    # under internal_ssl, JupyterHub gives its services certificates
+    tls = make_ssl_context(*(os.environ.get(f"JUPYTERHUB_SSL_{name}", "") for name in ("KEYFILE", "CERTFILE", "CLIENT_CA")))
+    connector = aiohttp.TCPConnector(ssl=tls or True)
+    async with aiohttp.ClientSession(base, headers=headers, timeout=aiohttp.ClientTimeout(total=30), connector=connector) as hub:
         steward = Steward(facility, clouds(config), hub)
         every = facility.hutch.steward_interval_seconds
         spawner = OpenStackSpawner(config=config)

@@ -22,6 +22,9 @@ def begin(message: wire.Message, descriptors: list[int]) -> NoReturn:
     fresh = nursery.needs_fresh_interpreter(environment, os.environ) or nursery.packages_differ()
     nursery.settle(message["account"], message["home"], environment, os.getppid(), log)
     os.close(log)
+    named = _in_memory(message["tls"])
+    environment |= named
+    os.environ.update(named)
     if fresh:
         for descriptor in (line, kennel):
             os.set_inheritable(descriptor, True)
@@ -29,6 +32,17 @@ def begin(message: wire.Message, descriptors: list[int]) -> NoReturn:
         command = [sys.executable, "-m", __name__, message["home"], str(line), str(kennel), *message["arguments"]]
         os.execve(sys.executable, command, environment)  # noqa: S606
     live(line, kennel, message["arguments"])
+
+
+def _in_memory(tls: dict[str, str]) -> dict[str, str]:
+    """Key and certificates as files that are on no disk and end with this process; what it starts has only their names."""
+    variables = {"key": "JUPYTERHUB_SSL_KEYFILE", "certificate": "JUPYTERHUB_SSL_CERTFILE", "trusted": "JUPYTERHUB_SSL_CLIENT_CA"}
+    named = {}
+    for what, variable in variables.items() if tls else ():
+        descriptor = os.memfd_create(what, 0)
+        os.write(descriptor, tls[what].encode())
+        named[variable] = f"/proc/{os.getpid()}/fd/{descriptor}"
+    return named
 
 
 def live(line: int, kennel: int, arguments: list[str]) -> NoReturn:

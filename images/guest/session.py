@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,6 +40,7 @@ ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,63}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SAME_SERVER = ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_CLIENT_ID")
 """A running notebook is kept only if none of these changed."""
+TLS = {"key", "certificate", "trusted", "address"}
 
 
 class OtherOwnerError(Exception):
@@ -55,6 +56,8 @@ class Order:
     env: dict[str, str] = field(repr=False)
     args: list[str]
     port: int
+    # under JupyterHub's internal_ssl: the notebook's key and certificate, whom it lets in, and the address that it is reached at
+    tls: dict[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def parse(cls, body: Any) -> Order:
@@ -74,9 +77,12 @@ class Order:
             raise ValueError("'args' must be a list of texts.")
         if not (type(port) is int and 0 < port < 65536):
             raise ValueError("'port' must be a number from 1 to 65535.")
-        if len(json.dumps([env, args])) > wire.MAX_PACKET // 2:
-            raise ValueError("'env' and 'args' together must stay below 96 KiB.")
-        return cls(launch, owner, env, args, port)
+        tls = body.get("tls") or {}
+        if tls and not (isinstance(tls, dict) and tls.keys() == TLS and all(map(_is_text, tls.values()))):
+            raise ValueError(f"'tls' must hold the texts {', '.join(sorted(TLS))}.")
+        if len(json.dumps([env, args, tls])) > wire.MAX_PACKET // 2:
+            raise ValueError("'env', 'args' and 'tls' together must stay below 96 KiB.")
+        return cls(launch, owner, env, args, port, tls)
 
 
 class Launch:
@@ -212,12 +218,15 @@ class Session:
         """Give the running notebook its new token, if it is the one that is asked for."""
         environment = self._environment_of(order)
         same = all(self._environment.get(name) == environment.get(name) for name in SAME_SERVER)
+        # its own certificate stays good as long as the address and the authorities are the same
+        held = self._order.tls if self._order else {}
+        same = same and all(held.get(name) == order.tls.get(name) for name in ("address", "trusted"))
         if self._notebook is None or self.state != "running" or not same:
             return False
         answer = await self._notebook.ask({"do": "rekey", "environment": environment})
         if not (answer and answer.get("done")):
             return False
-        self._order, self._environment = order, environment
+        self._order, self._environment = replace(order, tls=held), environment
         await launch.tell("notebook", "done", "The running notebook has its new token.")
         return True
 
@@ -247,6 +256,7 @@ class Session:
             "home": str(self._home),
             "environment": self._environment,
             "arguments": self._order.args,
+            "tls": self._order.tls,
         }
         self._notebook = await self._nurse.bear(request, self._log_path)
         return self._notebook
@@ -254,13 +264,13 @@ class Session:
     async def _until_answers(self, notebook: Notebook) -> None:
         """Wait for the first answer of the notebook's own API, as the hub itself will do."""
         url = api_url(self._environment)
+        answers = _shakes_hands if url.startswith("https:") else _responds
         limit = time.monotonic() + STARTING_LIMIT_SECONDS
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as client:
             while time.monotonic() < limit:
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with client.get(url, allow_redirects=False) as response:
-                        if response.status < 500:
-                            return
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    if await answers(client, url):
+                        return
                 if (await asyncio.wait({notebook.ended}, timeout=PAUSE_SECONDS))[0]:
                     raise LaunchError("JupyterLab ended while it was starting.", self._log_tail())
         raise LaunchError(f"JupyterLab did not answer within {STARTING_LIMIT_SECONDS:.0f} seconds.", self._log_tail())
@@ -313,6 +323,22 @@ def api_url(environment: dict[str, str]) -> str:
     service = urlsplit(environment["JUPYTERHUB_SERVICE_URL"])
     host = "127.0.0.1" if service.hostname in (None, "0.0.0.0") else service.hostname  # noqa: S104 (compared, not bound)
     return f"{service.scheme}://{host}:{service.port or 80}{environment.get('JUPYTERHUB_SERVICE_PREFIX', '/')}api"
+
+
+async def _responds(client: aiohttp.ClientSession, url: str) -> bool:
+    async with client.get(url, allow_redirects=False) as response:
+        return response.status < 500
+
+
+async def _shakes_hands(client: aiohttp.ClientSession, url: str) -> bool:
+    """It lets in the hub and its proxy only: to be turned away by it is its answer."""
+    try:
+        async with client.get(url, ssl=False):
+            return True
+    except aiohttp.ClientConnectorError as error:
+        return isinstance(error, aiohttp.ClientSSLError)
+    except aiohttp.ClientError:
+        return True
 
 
 def _is_text(value: Any) -> bool:

@@ -167,6 +167,12 @@ class Network:
             raise not_found(f"Port {port_id} could not be found.", "PortNotFound")
         return port
 
+    def move(self, port: Port, address: str) -> None:
+        """To another address; what runs in its server hears of it at the next boot."""
+        address = self._wanted_address(address)
+        del self.state.ports_by_address[port.address]
+        self.state.ports_by_address[address], port.address = port.id, address
+
     def bind(self, port: Port, server_id: str) -> None:
         port.device_id, port.device_owner, port.bound = server_id, "compute:nova", True
         self.state.save(port)
@@ -347,7 +353,13 @@ class Neutron:
 
     async def update_port(self, request: web.Request) -> web.Response:
         port, wanted = self._port(request), await body(request, "port")
-        check_fields(wanted, PORT_FIELDS.keys() | {"binding:host_id", "binding:vnic_type"})
+        check_fields(wanted, PORT_FIELDS.keys() | {"binding:host_id", "binding:vnic_type", "fixed_ips"})
+        if "fixed_ips" in wanted:
+            if not request["identity"].is_admin:
+                raise ApiError(
+                    403, "(rule:update_port and (rule:update_port:fixed_ips)) is disallowed by policy", "PolicyNotAuthorized"
+                )
+            self._network.move(port, wanted["fixed_ips"][0]["ip_address"])
         if "security_groups" in wanted:
             wanted["security_groups"] = [
                 self._network.groups.find(port.project_id, each).id for each in wanted["security_groups"] or []

@@ -115,6 +115,21 @@ def test_a_full_quota_of_ports_is_a_conflict_that_says_so(contract, network, quo
 # --- security groups
 
 
+@pytest.fixture
+def group(network):
+    """Makes groups, as far as the quota reaches, and deletes them."""
+    made = []
+
+    def make(name: str, description: str = "") -> dict[str, Any]:
+        body = {"security_group": {"name": name, "description": description}}
+        made.append(network("POST", "/security-groups", body).json()["security_group"])
+        return made[-1]
+
+    yield make
+    for one in made:
+        network("DELETE", f"/security-groups/{one['id']}")
+
+
 def test_a_group_guards_the_ports_that_name_it_and_cannot_go_before_them(contract, network):
     group = network("POST", "/security-groups", {"security_group": {"name": "hub", "description": "d"}}).json()["security_group"]
     assert {rule["direction"] for rule in group["security_group_rules"]} == {"egress"}
@@ -127,19 +142,16 @@ def test_a_group_guards_the_ports_that_name_it_and_cannot_go_before_them(contrac
     assert network("DELETE", f"/security-groups/{group['id']}").status_code == 204
 
 
-def test_two_groups_may_have_one_name_and_are_told_apart_by_their_descriptions(network):
+def test_two_groups_may_have_one_name_and_are_told_apart_by_their_descriptions(network, group):
     for description in ("hutch-1 base", "hutch-2 base"):
-        assert (
-            network("POST", "/security-groups", {"security_group": {"name": "twin", "description": description}}).status_code == 201
-        )
+        group("twin", description)
     listed = network("GET", "/security-groups?name=twin").json()["security_groups"]
-    assert sorted(group["description"] for group in listed) == ["hutch-1 base", "hutch-2 base"]
+    assert sorted(one["description"] for one in listed) == ["hutch-1 base", "hutch-2 base"]
 
 
-def test_a_new_group_lets_everything_out_and_nothing_in_as_the_firewall_spells_it(network):
-    group = network("POST", "/security-groups", {"security_group": {"name": "new", "description": ""}}).json()["security_group"]
+def test_a_new_group_lets_everything_out_and_nothing_in_as_the_firewall_spells_it(group):
     everywhere = {spelled(neutron_rule({"to": where})) for where in ("0.0.0.0/0", "::/0")}
-    assert {spelled(rule) for rule in group["security_group_rules"]} == everywhere
+    assert {spelled(rule) for rule in group("new")["security_group_rules"]} == everywhere
 
 
 @pytest.mark.parametrize(
@@ -153,25 +165,24 @@ def test_a_new_group_lets_everything_out_and_nothing_in_as_the_firewall_spells_i
     ],
     ids=str,
 )
-def test_a_rule_of_the_firewall_is_shown_as_it_was_made(network, entry):
-    group = network("POST", "/security-groups", {"security_group": {"name": "spelled"}}).json()["security_group"]["id"]
-    made = network("POST", "/security-group-rules", {"security_group_rule": neutron_rule(entry) | {"security_group_id": group}})
+def test_a_rule_of_the_firewall_is_shown_as_it_was_made(network, group, entry):
+    group_id = group("spelled")["id"]
+    made = network("POST", "/security-group-rules", {"security_group_rule": neutron_rule(entry) | {"security_group_id": group_id}})
     assert made.status_code == 201, made.text
-    rules = network("GET", f"/security-groups/{group}").json()["security_group"]["security_group_rules"]
+    rules = network("GET", f"/security-groups/{group_id}").json()["security_group"]["security_group_rules"]
     assert spelled(neutron_rule(entry)) in set(map(spelled, rules)) and len(rules) == 3
 
 
-def test_the_groups_of_a_port_in_use_change_and_its_listing_says_so(contract, network, kept):
-    group = network("POST", "/security-groups", {"security_group": {"name": "late"}}).json()["security_group"]["id"]
-    path = f"/ports/{kept['port']['id']}"
-    assert network("PUT", path, {"port": {"security_groups": [group]}}).status_code == 200
-    listed = network("GET", f"/ports?fields=id&fields=description&fields=security_groups&name={kept['port']['name']}").json()[
-        "ports"
-    ]
-    assert {"id": kept["port"]["id"], "description": kept["port"]["description"], "security_groups": [group]} in listed
+def test_the_groups_of_a_port_in_use_change_and_its_listing_says_so(contract, network, kept, group):
+    port, late = kept["port"], group("late")["id"]
+    path = f"/ports/{port['id']}"
+    assert network("PUT", path, {"port": {"security_groups": [late]}}).status_code == 200
+    fields = "fields=id&fields=description&fields=security_groups"
+    listed = network("GET", f"/ports?{fields}&name={port['name']}").json()["ports"]
+    assert {"id": port["id"], "description": port["description"], "security_groups": [late]} in listed
     unknown = network("PUT", path, {"port": {"security_groups": [NOWHERE]}})
     assert neutron_error(unknown) == (404, "SecurityGroupNotFound")
-    network("PUT", path, {"port": {"security_groups": kept["port"]["security_groups"]}})
+    network("PUT", path, {"port": {"security_groups": port["security_groups"]}})
     assert contract.server(kept["id"])["status"] == "ACTIVE"
 
 

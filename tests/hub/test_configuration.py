@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.configuration import CONFIG_VARIABLE, ConfigurationError, Hutch, load
+from hub.configuration import CONFIG_VARIABLE, ConfigurationError, Hutch, load, read
 
 
 @pytest.fixture
@@ -92,3 +92,22 @@ def test_every_setting_is_explained(name):
     assert first.endswith(".")
     assert blank == ""
     assert rest.startswith("Default: ")
+
+
+@pytest.mark.parametrize(
+    ("lines", "on"),
+    [
+        pytest.param("", False, id="demo"),
+        pytest.param('c.JupyterHub.hub_ip = "10.20.0.5"', True, id="instances-elsewhere"),
+        pytest.param('c.JupyterHub.hub_ip = "0.0.0.0"; c.JupyterHub.hub_connect_ip = "10.20.0.5"', True, id="connected-elsewhere"),
+        pytest.param('c.JupyterHub.hub_ip = "10.20.0.5"; c.ConfigurableHTTPProxy.should_start = False', False, id="own-proxy"),
+        pytest.param('c.JupyterHub.hub_ip = "10.20.0.5"; c.JupyterHub.internal_ssl = False', False, id="switched-off"),
+    ],
+)
+def test_what_leaves_the_machine_is_encrypted(tmp_path, lines, on):
+    file = tmp_path / "jupyterhub_config.py"
+    text = f"import hub\nfrom pathlib import Path\nc = get_config()\n{lines}\nhub.install(c, Path({str(file)!r}))\n"
+    file.write_text(text)
+    config = read(file)
+    assert config.JupyterHub.internal_ssl is on
+    assert config.JupyterHub.get("trusted_alt_names") == (["IP:10.20.0.5"] if on else None)

@@ -207,6 +207,7 @@ import hub.steward.firewall
 import spawner.cloud
 hub.steward.firewall.AGAIN_SECONDS = hub.steward.firewall.ASK_AGAIN_SECONDS = 0.3
 spawner.cloud.CATALOGUE_SECONDS = 0
+c.Hutch.reconcile_interval_seconds = 3600
 c.Hutch.firewall = {DECLARED | {"groups": {name: group for name, group in DECLARED["groups"].items() if "rules" in group}}!r}
 c.Hutch.firewall["groups"]["cloud-owned"] = {{"for": [{{"roles": ["it-support"]}}]}}
 c.Hutch.firewall["hook"] = lambda facts: json.loads(Path(HOOK).read_text())
@@ -272,11 +273,9 @@ def test_a_resume_brings_its_groups_up_to_date_before_it_runs(guarded):
     visitor = guarded.visitor()
     guarded.launched(visitor)
     guarded.end(visitor)
-    (port,) = guarded.ports(visitor)
-    everything = [group["id"] for group in guarded.cloud.network.get("/security-groups").json()["security_groups"]]
+    assert guards(guarded, visitor) == {"base", "everyone", "nano", "asked"}
     guarded.hook.write_text("broken")
     try:
-        guarded.cloud.network.put(f"/ports/{port['id']}", json={"port": {"security_groups": everything}})
         guarded.start_again(visitor)
         guarded.until_ready(visitor.login, "films")
         assert guards(guarded, visitor) == {"base"}
@@ -327,4 +326,4 @@ def test_a_pass_asks_the_cloud_as_often_for_many_as_for_one(guarded):
     seen = counts()
     assert seen[groups_listed] - 1 <= seen[ports_listed] <= seen[groups_listed]
     # what is as it should be is not written
-    assert {call for call in seen if "/network/" in call} == {groups_listed, ports_listed}
+    assert not [call for call in seen if "/network/" in call and not call.startswith("GET ")]

@@ -6,11 +6,16 @@ import asyncio
 import os
 import shutil
 import signal
+import ssl
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from certipy import Certipy
 
 from spawner.agent_client import AgentFailed, AgentRefused
+from spawner.agent_tls import notebook_certificate
 
 STAGES = ["account", "account", "environment", "environment", "notebook", "notebook", "ready"]
 
@@ -284,3 +289,38 @@ async def test_the_owner_is_the_only_one_to_use_the_notebook(guest):
     await guest.push(guest.session())
     async with guest.browser("a-token-nobody-knows") as browser, browser.get("api/contents") as response:
         assert response.status == 403
+
+
+@pytest.fixture
+def authorities(tmp_path: Path) -> tuple[Path, Path]:
+    """JupyterHub's, and a bundle of those that are let in."""
+    made = Certipy(store_dir=str(tmp_path / "authorities")).create_ca("notebooks-ca")
+    return tmp_path / "authorities", Path(made["files"]["cert"])
+
+
+async def test_a_notebook_shows_the_certificate_of_its_launch_and_is_kept_with_it(guest, authorities):
+    url = f"https://127.0.0.1:{guest.notebook_port}/user/ann/"
+
+    def session(launch: str, address: str) -> dict[str, Any]:
+        tls = notebook_certificate(address, ["localhost"], *authorities)
+        return guest.session(launch=launch, JUPYTERHUB_SERVICE_URL=url) | {"tls": tls}
+
+    async def shown() -> str:
+        return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", guest.notebook_port))
+
+    first = session("1", "127.0.0.1")
+    assert (await guest.push(first))[-1]["kept"] is False
+    assert (await shown()).split() == first["tls"]["certificate"].split()
+
+    assert (await guest.push(session("2", "127.0.0.1")))[-1]["kept"] is True
+    assert (await shown()).split() == first["tls"]["certificate"].split()
+
+    moved = session("3", "127.0.0.9")
+    assert (await guest.push(moved))[-1]["kept"] is False
+    assert (await shown()).split() == moved["tls"]["certificate"].split()
+
+
+@pytest.mark.parametrize("tls", [{"key": "x"}, {"key": 1, "certificate": "", "trusted": "", "address": ""}, "x"], ids=str)
+async def test_certificates_that_are_not_whole_are_refused(guest, tls):
+    with pytest.raises(AgentRefused, match="'tls' must hold"):
+        await guest.push(guest.session() | {"tls": tls})

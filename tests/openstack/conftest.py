@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from openstack.config import OpenStackConfig
 from openstack.connection import Connection
 
+from hub.configuration import Hutch
+from hub.database.engine import open_database, upgrade
+from hub.facility import Facility
+from hub.firewall import BASE, Firewall
+from hub.steward.firewall import Keeping
+from spawner.cloud import Cloud
+
 CLOUDS_YAML = Path(os.environ.get("HUTCH_TEST_CLOUD", ""))
 IMAGE_FILE = Path(os.environ.get("HUTCH_TEST_IMAGE", ""))
 IMAGE = "base-notebook"
-GROUP = "hutch-hub"
 HUB_ADDRESS = "10.77.0.1"
 """Of the machine on the network of its servers, as `tests/openstack/cloud` makes it."""
 PORTS = (8765, 8888)
@@ -28,7 +35,7 @@ def connection(name: str) -> Connection:
 
 @pytest.fixture(scope="session")
 def real_cloud() -> Iterator[Connection]:
-    """The cloud as Hutch sees it, with the image, and with a group that lets in nobody but the hub."""
+    """The cloud as Hutch sees it, with the image."""
     with connection("admin") as admin:
         if admin.image.find_image(IMAGE) is None:
             admin.create_image(
@@ -36,11 +43,25 @@ def real_cloud() -> Iterator[Connection]:
                 hw_rng_model="virtio",
             )  # fmt: skip
     with connection("hutch-app") as cloud:
-        if cloud.network.find_security_group(GROUP) is None:
-            group = cloud.network.create_security_group(name=GROUP)
-            for port in PORTS:
-                cloud.network.create_security_group_rule(
-                    security_group_id=group.id, direction="ingress", ethertype="IPv4", protocol="tcp", port_range_min=port,
-                    port_range_max=port, remote_ip_prefix=f"{HUB_ADDRESS}/32",
-                )  # fmt: skip
         yield cloud
+
+
+@pytest.fixture(scope="session")
+def firewall(real_cloud: Connection, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Has the steward's own code keep a firewall that lets in the hub at an address; tells the name of its group."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('facility') / 'hutch.sqlite'}"
+    upgrade(open_database(url))
+    facility = Facility(Hutch(database_url=url))
+
+    def keep(address: str) -> str:
+        declared = Firewall({"hub_addresses": [address]}, PORTS)
+
+        async def once() -> None:
+            cloud = Cloud("hutch-app", CLOUDS_YAML)
+            await Keeping(facility, {"": cloud}, declared).keep_firewall()
+            cloud.close()
+
+        asyncio.run(once())
+        return declared.cloud_name(BASE, facility.deployment_id)
+
+    return keep

@@ -11,13 +11,14 @@ import ssl
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import requests
+from cryptography import x509
 from openstack.connection import Connection
 from running_hub import RunningHub, until
 
@@ -42,7 +43,9 @@ c.OpenStackSpawner.clouds_yaml = {CLOUDS_YAML!r}
 c.OpenStackSpawner.image = "base-notebook"
 c.OpenStackSpawner.flavor = "m1.small"
 c.OpenStackSpawner.network = "hutch"
-c.OpenStackSpawner.security_groups = ["hutch-hub"]
+c.JupyterHub.internal_ssl = True
+c.JupyterHub.trusted_alt_names = ["IP:{HUB_ADDRESS}"]
+c.ConfigurableHTTPProxy.api_url = c.ConfigurableHTTPProxy.api_url.replace("http:", "https:")
 c.OpenStackSpawner.availability_zone = "real"
 c.OpenStackSpawner.boot_timeout_seconds = {BOOT_SECONDS}
 c.OpenStackSpawner.stop_timeout_seconds = 150
@@ -50,8 +53,8 @@ c.OpenStackSpawner.stop_timeout_seconds = 150
 
 
 @pytest.fixture
-def hub(real_cloud: Connection, tmp_path: Path) -> Iterator[RunningHub]:
-    hub = RunningHub(tmp_path / "hub", CONFIG)
+def hub(real_cloud: Connection, firewall: Callable[[str], str], tmp_path: Path) -> Iterator[RunningHub]:
+    hub = RunningHub(tmp_path / "hub", CONFIG + f"c.OpenStackSpawner.security_groups = [{firewall(HUB_ADDRESS)!r}]\n")
     hub.start()
     hub.add_user("ann")
     yield hub
@@ -134,7 +137,17 @@ def stranger() -> Iterator[str]:
     subprocess.run([*address[:2], "del", *address[3:]], check=True)
 
 
-def test_a_machine_is_launched_used_stopped_started_and_deleted(hub: RunningHub, real_cloud: Connection, stranger: str) -> None:
+def stopped(hub: RunningHub, server: Any, cloud: Connection, status: str) -> None:
+    began = time.monotonic()
+    assert hub.api("DELETE", "users/ann/servers/films", json={"remove": False}).status_code in (202, 204)
+    hub.until_idle("ann", "films", 400)
+    until(lambda: cloud.compute.get_server(server.id).status == status, f"the machine is {status}", 200)
+    print(f"{status} in {time.monotonic() - began:.1f} s")
+
+
+def test_a_machine_is_launched_used_stopped_shelved_started_copied_and_deleted(
+    hub: RunningHub, real_cloud: Connection, firewall: Callable[[str], str], stranger: str
+) -> None:
     notebook = launched(hub, "films")
     [server] = real_cloud.compute.servers()
     [[address]] = [[each["addr"] for each in some] for some in server.addresses.values()]
@@ -153,15 +166,36 @@ def test_a_machine_is_launched_used_stopped_started_and_deleted(hub: RunningHub,
     assert [reaches(stranger, address, port) for port in (PORT, 8888)] == [False, False]
 
     notebook.ask("PUT", "contents/result.txt", {"type": "file", "format": "text", "content": "42"})
-    began = time.monotonic()
-    assert hub.api("DELETE", "users/ann/servers/films", json={"remove": False}).status_code in (202, 204)
-    hub.until_idle("ann", "films", 200)
-    until(lambda: real_cloud.compute.get_server(server.id).status == "SHUTOFF", "the machine is off", 60)
-    print(f"stopped in {time.monotonic() - began:.1f} s")
+    # a rule that changes holds for machines that run
+    firewall(stranger)
+    until(lambda: (reaches(HUB_ADDRESS, address, 8888), reaches(stranger, address, 8888)) == (False, True), "the rules changed")
+    firewall(HUB_ADDRESS)
+    until(lambda: (reaches(HUB_ADDRESS, address, 8888), reaches(stranger, address, 8888)) == (True, False), "they changed back")
 
+    # between the proxy and the notebook is TLS, by a certificate for the machine's address, and only for those that show one
+    shown = x509.load_pem_x509_certificate(ssl.get_server_certificate((address, 8888)).encode())
+    names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert address in [str(name) for name in names.get_values_for_type(x509.IPAddress)]
+    with pytest.raises(requests.exceptions.RequestException):
+        requests.get(f"https://{address}:8888/user/ann/films/api", verify=False, timeout=60)  # noqa: S501
+
+    stopped(hub, server, real_cloud, "SHUTOFF")
     notebook = launched(hub, "films")
     assert [again.id for again in real_cloud.compute.servers()] == [server.id]
     assert notebook.ask("GET", "contents/result.txt")["content"] == "42"
+
+    hub.stop()
+    hub.config_file.write_text(hub.config_file.read_text() + 'c.OpenStackSpawner.stop_by = "shelve"\n')
+    hub.start()
+    hub.until_ready("ann", "films", 120)
+    stopped(hub, server, real_cloud, "SHELVED_OFFLOADED")
+    notebook = launched(hub, "films")
+    assert [again.id for again in real_cloud.compute.servers()] == [server.id]
+    assert notebook.ask("GET", "contents/result.txt")["content"] == "42"
+
+    copy = real_cloud.create_image_snapshot("films", server.id, wait=True, timeout=600)
+    assert real_cloud.image.get_image(copy.id).status == "active"
+    real_cloud.image.delete_image(copy.id)
 
     assert hub.api("DELETE", "users/ann/servers/films", json={"remove": True}).status_code in (202, 204)
     until(lambda: mine(real_cloud) == {"servers": [], "ports": []}, "nothing is left", 200)

@@ -14,7 +14,7 @@ from spawner.cloud import CloudError, Trouble
 from spawner.devcloud.process import DevcloudProcess
 from spawner.launch import LaunchError
 from spawner.openstack import OpenStackSpawner
-from spawner.servers import address_of, fault_of, foremost
+from spawner.servers import address_of, fault_of, foremost, is_moving
 
 KNOWN = "11111111-2222-4333-8444-555555555555"
 
@@ -73,6 +73,24 @@ async def test_an_end_is_only_what_the_cloud_is_certain_of(spawner, monkeypatch,
     assert await spawner.poll() == exit_status
     # an end is asked for once more, and nothing else is
     assert asked.await_count == (exit_status is not RUNS)
+
+
+@pytest.mark.parametrize(
+    ("status", "task", "moving"),
+    [
+        ("ACTIVE", "powering-off", True),
+        ("ACTIVE", "shelving_image_pending_upload", True),
+        ("ACTIVE", "shelving_image_uploading", True),
+        ("SHELVED", "shelving_offloading", True),
+        ("SHELVED_OFFLOADED", "spawning", True),
+        ("SHELVED_OFFLOADED", None, False),
+        ("ACTIVE", None, False),
+        ("ACTIVE", "image_snapshot", False),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_server_that_is_being_put_away_is_waited_for(status, task, moving):
+    assert is_moving(listed(status, task)) is moving
 
 
 async def test_an_old_listing_ends_nothing(spawner, monkeypatch):

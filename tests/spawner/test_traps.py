@@ -216,3 +216,17 @@ def test_tokens_end_with_each_stop(spawner: str, safe: bool, launch_hub: Any, de
         hub.until_idle("ann", "films")
     tokens = [token for token in hub.api("GET", "users/ann/tokens").json()["api_tokens"] if token["note"].startswith("Server at")]
     assert (tokens == []) is safe
+
+
+def test_a_stop_shelves_where_the_site_wants_that_and_a_start_brings_the_same_server_back(launch_hub: Any, devcloud: Any) -> None:
+    hub = launch_hub(OURS, 'c.OpenStackSpawner.stop_by = "shelve"\n')
+    start(hub)
+    hub.until_ready("ann", "films")
+    (before,) = servers(devcloud)
+    hub.api("DELETE", "users/ann/servers/films")
+    hub.until_idle("ann", "films")
+    one_server_in(devcloud, "SHELVED_OFFLOADED")
+    start(hub)
+    hub.until_ready("ann", "films")
+    (after,) = servers(devcloud)
+    assert (after["id"], after["addresses"]) == (before["id"], before["addresses"])
