@@ -5,9 +5,9 @@ from typing import Any
 
 from aiohttp import web
 
-from spawner.devcloud.errors import bad_request, not_found
+from spawner.devcloud.errors import ApiError, bad_request, not_found
 from spawner.devcloud.keystone import Identity
-from spawner.devcloud.state import State
+from spawner.devcloud.state import Server, State, new_id, now
 
 VERSIONS = ("v2.9", "v2.7", "v2.6", "v2.5", "v2.4", "v2.3", "v2.2", "v2.1", "v2.0")
 SINCE = "2026-01-01T00:00:00Z"
@@ -67,6 +67,7 @@ class Glance:
             web.get("/image/v2/", self.versions),
             web.get("/image/v2/images", self.index),
             web.get("/image/v2/images/{id}", self.show),
+            web.delete("/image/v2/images/{id}", self.delete),
         ]
 
     async def versions(self, request: web.Request) -> web.Response:
@@ -105,6 +106,25 @@ class Glance:
         if len(images) > limit > 0:
             body["next"] = f"/v2/images?limit={limit}&marker={images[limit - 1]['id']}"
         return web.json_response(body)
+
+    def snapshot(self, server: Server, name: str, more: dict[str, Any]) -> str:
+        """A server's disk as an image, kept until devcloud ends; nothing can be booted from it that was not in the image before."""
+        image_id, base = new_id(), self.images[server.image_id]
+        own = {"id": image_id, "name": name, "visibility": "private", "owner": server.project_id, "status": "active", "tags": []}
+        origin = {"image_type": "snapshot", "instance_uuid": server.id, "base_image_ref": server.image_id}
+        where = {"self": f"/v2/images/{image_id}", "file": f"/v2/images/{image_id}/file", "created_at": now(), "updated_at": now()}
+        self.images[image_id] = base | more | origin | own | where
+        return image_id
+
+    async def delete(self, request: web.Request) -> web.Response:
+        identity, image_id = request["identity"], request.match_info["id"]
+        image = next((image for image in self._visible(identity) if image["id"] == image_id), None)
+        if image is None:
+            raise not_found(f"Failed to find image {image_id} to delete")
+        if image["owner"] != identity.project_id and not identity.is_admin:
+            raise ApiError(403, "You are not authorized to complete delete_image action.")
+        del self.images[image_id]
+        return web.Response(status=204)
 
     async def show(self, request: web.Request) -> web.Response:
         for image in self._visible(request["identity"]):

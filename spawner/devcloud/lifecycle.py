@@ -247,6 +247,14 @@ class Lifecycle:
         self.check(server, "shelveOffload", ("shelved",))
         self._begin(server, "shelving_offloading", self._offload)
 
+    def snapshot(self, server: Server) -> None:
+        self.check(server, "createImage", ("active", "stopped", "paused", "suspended"))
+        self._begin(server, "image_snapshot", self._snapshot)
+
+    async def _snapshot(self, server: Server) -> None:
+        await self._pause(0.05)
+        self._set(server, None)
+
     def unshelve(self, server: Server) -> None:
         self.check(server, "unshelve", ("shelved", "shelved_offloaded"))
         self._begin(server, "unshelving", self._unshelve)

@@ -22,6 +22,7 @@ EVENTS = {
     "unshelve": ("unshelve", "compute_unshelve_instance"),
     "unpause": ("unpause", "compute_unpause_instance"),
     "resume": ("resume", "compute_resume_instance"),
+    "createImage": ("createImage", "compute_snapshot_instance"),
     "lock": ("lock", "api_lock"),
     "unlock": ("unlock", "api_unlock"),
 }
@@ -41,6 +42,7 @@ class NovaActions:
             # nothing here is ever paused or suspended
             "unpause": lambda server, _: self._lifecycle.check(server, "unpause", ("paused",)),
             "resume": lambda server, _: self._lifecycle.check(server, "resume", ("suspended",)),
+            "createImage": lambda server, _: self._lifecycle.snapshot(server),
             "lock": lambda server, how: self._lock(server, True, (how or {}).get("locked_reason")),
             "unlock": lambda server, _: self._lock(server, False, None),
         }
@@ -67,6 +69,11 @@ class NovaActions:
         self._verbs[name](server, body[name])
         action, event = EVENTS[name]
         self._lifecycle.record_action(server, action, request["identity"], request["request_id"], event)
+        if name == "createImage":
+            image_id = self._nova.glance.snapshot(server, body[name]["name"], body[name].get("metadata") or {})
+            if request["microversion"] >= (2, 45):
+                return web.json_response({"image_id": image_id}, status=202)
+            return web.Response(status=202, headers={"Location": f"{request.url.origin()}/image/v2/images/{image_id}"})
         return web.Response(status=202)
 
     def _lock(self, server: Server, locked: bool, reason: str | None) -> None:

@@ -114,6 +114,12 @@ ACTIONS: dict[str, dict[str, Any]] = {
     "resume": NOTHING,
     "unlock": NOTHING,
     "lock": {"type": ["object", "null"]},
+    "createImage": {
+        "type": "object",
+        "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 255}, "metadata": {"type": "object"}},
+        "required": ["name"],
+        "additionalProperties": False,
+    },
     "reboot": {
         "type": "object",
         "properties": {"type": {"type": "string", "enum": ["HARD", "Hard", "hard", "SOFT", "Soft", "soft"]}},

@@ -283,6 +283,38 @@ def test_tags_are_changed_one_by_one(contract, kept):
     assert [contract.ask("DELETE", f"{path}/extra").status_code for _ in range(2)] == [204, 404]
 
 
+# --- snapshots
+
+
+def test_a_snapshot_is_an_image_of_the_project_and_the_server_goes_on(contract):
+    server_id = contract.create()
+    contract.until(server_id, "ACTIVE")
+    answer = contract.act(server_id, "createImage", {"name": "hutch-copy", "metadata": {"purpose": "contract"}})
+    assert answer.status_code == 202 and set(answer.json()) == {"image_id"}
+    contract.until(server_id, "ACTIVE")
+    path = f"/images/{answer.json()['image_id']}"
+    image = contract.ask("GET", path, service="image").json()
+    assert (image["name"], image["visibility"], image["owner"]) == ("hutch-copy", "private", contract.cloud.current_project_id)
+    assert (image["image_type"], image["instance_uuid"], image["purpose"]) == ("snapshot", server_id, "contract")
+    # the fake compute uploads nothing
+    assert image["status"] in ("queued", "active")
+    assert contract.ask("GET", path, service="image", who=contract.other).status_code == 404
+    assert contract.ask("DELETE", path, service="image", who=contract.other).status_code == 404
+    assert contract.ask("DELETE", path, service="image").status_code == 204
+    assert contract.ask("GET", path, service="image").status_code == 404
+    actions = contract.ask("GET", f"/servers/{server_id}/os-instance-actions").json()["instanceActions"]
+    assert [action["action"] for action in actions] == ["createImage", "create"]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"name": ""}, {"name": "x", "size": 1}], ids=str)
+def test_a_wrong_snapshot_is_refused(contract, kept, wrong):
+    assert fault(contract.act(kept["id"], "createImage", wrong))[:2] == (400, "badRequest")
+
+
+def test_a_public_image_of_others_is_not_deleted(contract):
+    assert contract.ask("DELETE", f"/images/{contract.image_id}", service="image").status_code == 403
+
+
 # --- console, actions
 
 
