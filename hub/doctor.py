@@ -32,7 +32,7 @@ from .database.tables import Plan
 from .errors import HutchError
 from .facility import Facility
 from .oidc import OpenIDProvider
-from .steward.tasks import meant_to_run
+from .steward.tasks import cloud_in, meant_to_run
 
 SECONDS = 20.0
 AGENT_SECONDS = 5.0
@@ -108,7 +108,7 @@ async def check_plans(site: Site) -> str:
     plans = await site.facility.ask(lambda session: session.scalars(select(Plan).where(Plan.ended_at.is_(None))).all())
     if not plans:
         raise Missing("no plan is loaded: `hutch etl run` loads them")
-    where = [(site.clouds[place], plan) for plan in plans for place in plan.places or ("",)]
+    where = [(cloud_in(site.clouds, place), plan) for plan in plans for place in plan.places or ("",)]
     images, flavors = {(cloud, plan.image) for cloud, plan in where}, {(cloud, plan.flavor) for cloud, plan in where}
     await _all([*(cloud.image_id(name) for cloud, name in images), *(cloud.flavor_id(name) for cloud, name in flavors)])
     return f"{len(plans)} plans: {len(images)} images and {len(flavors)} flavors are there"

@@ -307,7 +307,13 @@ class Cloud:
         await self._ask("change the security groups", lambda: self._network("PUT", f"/ports/{port_id}", body))
 
     async def floating_ips(self) -> list[dict[str, Any]]:
-        return await self._ask("list the floating IPs", lambda: [ip.to_dict() for ip in self._connection.network.ips()])
+        """The project's floating IPs; none where the cloud has no routers."""
+
+        def call() -> list[dict[str, Any]]:
+            network = self._connection.network
+            return [ip.to_dict() for ip in network.ips()] if network.find_extension("router", ignore_missing=True) else []
+
+        return await self._ask("list the floating IPs", call, repeat=False)
 
     async def volumes(self) -> list[dict[str, Any]]:
         """The project's volumes; none where the cloud has no such service."""
@@ -316,7 +322,7 @@ class Cloud:
             has = self._connection.has_service("block-storage")
             return [volume.to_dict() for volume in self._connection.block_storage.volumes()] if has else []
 
-        return await self._ask("list the volumes", call)
+        return await self._ask("list the volumes", call, repeat=False)
 
     async def delete_port(self, port_id: str) -> None:
         """Gone already counts as done."""

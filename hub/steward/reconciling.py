@@ -90,11 +90,12 @@ class Reconciler:
 
     async def run(self, *, dry_run: bool = False, allow: bool = False) -> list[Planned]:
         """A pass over all clouds. allow: also where it is more than is done without asking."""
-        began, found = time.monotonic(), []
-        self.unread = []
+        began, self.unread = time.monotonic(), []
         by_cloud: dict[Cloud, set[str]] = {}
         for place, cloud in self.clouds.items():
             by_cloud.setdefault(cloud, set()).add(place)
+        read: list[tuple[Cloud, View, Planned]] = []
+        servers = 0
         for cloud, places in by_cloud.items():
             try:
                 view = await self._read(cloud, frozenset(places))
@@ -103,10 +104,12 @@ class Reconciler:
                 self.unread.append(error)
                 continue
             planned = await self.facility.ask(partial(note, view=view, policy=self.policy, dry_run=dry_run))
-            found += planned
-            if not dry_run:
-                await self._act(cloud, view, planned, allow)
+            read += [(cloud, view, one) for one in planned]
+            servers += len(view.servers)
+        found = [one for _, _, one in read]
         if not dry_run:
+            if await self._may_act(found, servers, allow):
+                await self._act([each for each in read if each[2].due])
             self._measure(found, began)
         return found
 
@@ -140,18 +143,18 @@ class Reconciler:
         gone = frozenset(one for one, answer in zip(chosen, answers, strict=True) if answer is None)
         return [answer for answer in answers if isinstance(answer, dict)], gone
 
-    async def _act(self, cloud: Cloud, view: View, planned: Sequence[Planned], allow: bool) -> None:
-        due = [one for one in planned if one.due]
+    async def _may_act(self, found: Sequence[Planned], servers: int, allow: bool) -> bool:
+        due = {one for one in found if one.due}
         # those whose time is still to come count too: many at once are a wrong view, not many strays
-        coming = [one for one in planned if one.finding.state.rule in (Rule.QUARANTINE, Rule.DELETE) and not one.quarantined_at]
-        count, of = len({one.row_id for one in (*due, *coming)}), len(view.servers)
+        coming = {one for one in found if one.finding.state.rule in (Rule.QUARANTINE, Rule.DELETE) and not one.quarantined_at}
         words = (
-            f"The cloud has {count} things that would be quarantined or deleted, beside {of} servers in all. Nothing was done. "
-            f"`hutch reconcile --dry-run` shows what they are; if that is right, `hutch reconcile --allow` does it."
+            f"The cloud has {len(due | coming)} things that would be quarantined or deleted, beside {servers} servers in all. "
+            f"Nothing was done. `hutch reconcile --dry-run` shows them; if that is right, `hutch reconcile --allow` does it."
         )
-        if not due or not (allow or await self.guard.allows(count, of, words)):
-            return
-        for one in due:
+        return bool(due) and (allow or await self.guard.allows(len(due | coming), servers, words))
+
+    async def _act(self, read: Sequence[tuple[Cloud, View, Planned]]) -> None:
+        for cloud, view, one in read:
             try:
                 outcome = await self._carry_out(cloud, view, one)
             except CloudError as error:

@@ -23,6 +23,7 @@ EXTENSIONS = (
     "quotas",
     "quota_details",
     "binding",
+    "router",
     "standard-attr-tag",
     "standard-attr-revisions",
 )

@@ -199,6 +199,9 @@ async def test_every_image_and_flavor_that_is_missing_is_named(deployment):
     deployment.add(lambda session: session.add_all([plan("one", image="lost-image"), plan("two", flavor="lost-flavor")]))
     outcome, words = await deployment.outcome("images and flavors")
     assert outcome == "FAIL" and "lost-image" in words and "lost-flavor" in words
+    deployment.add(lambda session: session.add(plan("three", places=["atlantis"])))
+    outcome, words = await deployment.outcome("images and flavors")
+    assert outcome == "FAIL" and "The place atlantis is not" in words
 
 
 async def test_a_network_and_a_group_that_are_missing(deployment):

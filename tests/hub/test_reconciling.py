@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from databases import database_url
 from facility_hub import FacilityHub
-from running_hub import until
+from running_hub import REPOSITORY, free_port, until
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from traitlets.config import Config
@@ -33,6 +38,7 @@ from hub.database.tables import (
     now,
 )
 from hub.facility import Facility
+from hub.steward.__main__ import _show_metrics
 from hub.steward.differences import Rule, State
 from hub.steward.reconciling import ALLOW_FILE, QUARANTINE_TAG, Reconciler
 from spawner import builders
@@ -362,9 +368,69 @@ async def test_the_number_of_calls_does_not_grow(ours):
         counts.append(ours.devcloud.calls()["total"])
         for number in range(10):
             await ours.server(f"another-{number}")
-    assert counts[0] == counts[1] == 4
+    assert counts[0] == counts[1] == 5
 
 
-def test_the_steward_writes_down_what_it_finds(hub: FacilityHub):
-    """The steward of a running hub, at its start."""
-    assert until(lambda: (hub.state / seal.FILE).exists(), "the first pass began")
+async def test_a_cloud_without_routers_has_no_floating_ips(ours):
+    ours.devcloud.fault(method="GET", path="/extensions", action="status", status=404, times=None)
+    ours.devcloud.fault(method="GET", path="/floatingips", action="status", status=404, times=None)
+    orphan = await ours.server("nobody")
+    assert await ours.found() == {(State.ORPHAN, orphan["id"])} and not ours.reconciler.unread
+
+
+async def test_admins_are_told_once_however_many_clouds_there_are(ours):
+    ours.set(reconcile="quarantine", quarantine_after_hours=0.0)
+    for number in range(4):
+        await ours.server(f"nobody-{number}")
+    # the same project by another way: none of its servers is in the place that is on record
+    another = Cloud("devcloud", ours.devcloud.clouds_yaml)
+    ours.reconciler.clouds = {"": ours.reconciler.clouds[""], "east": another}
+    for _ in range(3):
+        await ours.found()
+    assert len(ours.ask(lambda session: list(session.scalars(select(Notice))))) == 1
+    assert {row.place for row in ours.rows()} == {"", "east"}
+
+
+async def test_the_metrics_say_what_was_found(ours):
+    orphan = await ours.server("nobody")
+    assert await ours.found() == {(State.ORPHAN, orphan["id"])}
+    port = free_port()
+    _show_metrics(port)
+    shown = (await asyncio.to_thread(requests.get, f"http://127.0.0.1:{port}/metrics", timeout=10)).text
+    assert 'hutch_cloud_findings{state="orphan"} 1.0' in shown and 'hutch_cloud_findings{state="lost"} 0.0' in shown
+    # what has the port already does not stop the steward
+    _show_metrics(port)
+
+
+def test_the_command_line_shows_a_running_deployment_and_does_a_pass(hub: FacilityHub):
+    until(lambda: (hub.state / seal.FILE).exists(), "the steward has begun its first pass")
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    (server,) = hub.servers(visitor)
+    stray = {"hutch-deployment": hub.deployment, "hutch-instance": "nobody"}
+    body = {"name": "hutch-stray", "imageRef": server["image"]["id"], "flavorRef": "2", "networks": "auto", "metadata": stray}
+    body["tags"] = [f"hutch-{hub.deployment}"]
+    made = hub.cloud.compute.post("/servers", json={"server": body}, microversion="2.79").json()["server"]["id"]
+    try:
+        shown = _hutch(hub, "reconcile", "--dry-run")
+        assert shown.returncode == 0, shown.stderr
+        assert made in shown.stdout and State.ORPHAN.sentence in " ".join(shown.stdout.split())
+        assert server["id"] not in shown.stdout and not _rows(hub, made)
+        assert _hutch(hub, "reconcile").returncode == 0 and _rows(hub, made) == ["orphan"]
+        hub.devcloud.fault(method="GET", path="/network/v2.0/ports", action="status", status=403, times=None)
+        refused = _hutch(hub, "reconcile")
+        assert refused.returncode == 1 and "refused to list the network ports" in refused.stderr
+    finally:
+        hub.devcloud.clear_faults()
+        hub.devcloud.trouble(made, "forget")
+
+
+def _rows(hub: FacilityHub, resource_id: str) -> list[str]:
+    with hub.session() as session:
+        return list(session.scalars(select(CloudFinding.state).where(CloudFinding.resource_id == resource_id)))
+
+
+def _hutch(hub: FacilityHub, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HUTCH_CONFIG": str(hub.config_file), "PYTHONPATH": str(REPOSITORY), "COLUMNS": "250"}
+    command = [sys.executable, "-m", "hutch", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=hub.folder)
