@@ -101,7 +101,7 @@ hub.install(""",
             "    listen [::]:80;\n": "",
             "    listen [::]:443 ssl http2;\n": "",
             "hutch.facility.example": HOST,
-            "/etc/hutch/": f"{self.etc}/",
+            "/etc/ssl/hutch/": f"{self.etc}/tls/",
             "http://127.0.0.1:8000": f"http://127.0.0.1:{self.ports['proxy']}",
         }
         site = rendered(DEPLOY / "nginx.conf", of_site)

@@ -71,6 +71,11 @@ def test_the_proxy_is_told_what_to_do_by_the_hub_only(site):
     assert requests.get(routes, headers={"Authorization": f"token {token}"}, timeout=10).status_code == 200
 
 
+def test_the_proxy_shows_its_metrics_on_this_machine(site):
+    shown = requests.get(f"http://127.0.0.1:{site.ports['proxy_metrics']}/metrics", timeout=10)
+    assert shown.ok and "requests" in shown.text
+
+
 def test_a_notebook_runs_and_what_signs_on_is_sent_by_https_only(site, lab):
     run_code(lab, "print(6 * 7)", "42")
     cookies = lab.context.cookies()

@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, inspect, text
 # each starts a dozen processes, one after another
 pytestmark = pytest.mark.timeout(600)
 
+DEPLOY = REPOSITORY / "deploy"
 # a version's programs are these tests', run in the version's own folder
 SETUP = f"""#!/bin/sh
 cd "$(dirname "$0")/.." && mkdir -p .venv/bin
@@ -120,6 +121,7 @@ def sandbox(tmp_path):
         "HUTCH_ROOT": str(tmp_path / "opt"),
         "HUTCH_CONFIG": str(tmp_path / "jupyterhub_config.py"),
         "HUTCH_BACKUPS": str(tmp_path / "backups"),
+        "HUTCH_SYSTEMD": str(tmp_path / "systemd"),
         "HUTCH_HEALTH": f"http://127.0.0.1:{port}/hutch.py",
     }
     made = Sandbox(tmp_path, environment)
@@ -128,6 +130,7 @@ def sandbox(tmp_path):
     made.git("commit", "-q", "-m", "v1")
     made.git("tag", "v1")
     (tmp_path / "opt").mkdir()
+    (tmp_path / "systemd").mkdir()
     subprocess.run(["git", "clone", "-q", "--branch", "v1", origin, tmp_path / "opt/v1"], check=True, capture_output=True)
     subprocess.run([tmp_path / "opt/v1/tools/setup"], check=True)
     (tmp_path / "opt/current").symlink_to(tmp_path / "opt/v1")
@@ -150,9 +153,11 @@ def migration(then: str = "") -> dict[str, str]:
 
 
 def test_a_new_version_is_set_up_beside_the_old_one_and_takes_over(sandbox):
-    sandbox.release("v2", migration())
+    unit = "deploy/systemd/hutch-hub.service"
+    sandbox.release("v2", migration() | {unit: "# of v2\n"})
     done = sandbox.upgrade("v2")
     assert done.returncode == 0, done.stderr
+    assert (sandbox.folder / "systemd/hutch-hub.service").read_text() == "# of v2\n"
     assert sandbox.current == "v2" and "of_the_next_version" in sandbox.tables()
     orders = [call for call in sandbox.calls[1:] if "is-enabled" not in call]
     assert orders == ["v1 stop hutch-hub hutch-etl", "v2 daemon-reload", "v2 start hutch-hub hutch-etl"], "the proxy is left alone"
@@ -176,6 +181,7 @@ def test_a_version_that_fails_is_taken_back_with_its_databases(sandbox, files, w
     assert done.returncode == 1 and why in done.stderr and "v1 runs again" in done.stderr, done.stderr[-3000:]
     assert (sandbox.current, sandbox.calls[-1]) == ("v1", "v1 start hutch-hub hutch-etl")
     assert sandbox.tables() == tables
+    assert (sandbox.folder / "systemd/hutch-hub.service").read_text() == (DEPLOY / "systemd/hutch-hub.service").read_text()
     with create_engine(f"sqlite:///{sandbox.folder}/state/hutch.sqlite").connect() as database:
         assert database.scalar(text("SELECT name FROM instrument")) == "kept"
     sandbox.release("v3", migration())
