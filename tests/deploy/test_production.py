@@ -10,7 +10,8 @@ from pathlib import Path
 import browser
 import pytest
 import requests
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, TimeoutError, expect
+from running_hub import until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")]
 sys.path.append(str(Path(__file__).parent))
@@ -41,9 +42,19 @@ def lab(site) -> Iterator[Page]:
         page.get_by_role("link", name="New instance").first.click()
         page.get_by_role("button", name="Launch").click()
         page.wait_for_url(re.compile(rf"https://ann\.{HOST}:\d+/user/ann/[^/]+/lab"), timeout=90_000)
-        page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
-        expect(page.get_by_text("| Idle")).to_be_visible(timeout=60_000)
+        until(lambda: has_a_kernel(page), "JupyterLab has a kernel", 180)
         yield page
+
+
+def has_a_kernel(page: Page) -> bool:
+    """Opens JupyterLab and a new notebook. A browser drops what it is loading when this machine gets or loses a network interface."""
+    page.goto(page.url.partition("/lab")[0] + "/lab?reset")
+    try:
+        page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
+        page.get_by_text("| Idle").wait_for(timeout=60_000)
+    except TimeoutError:
+        return False
+    return True
 
 
 def run_code(page: Page, code: str, answer: str) -> None:
