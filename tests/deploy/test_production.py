@@ -47,7 +47,7 @@ def lab(site) -> Iterator[Page]:
 
 
 def has_a_kernel(page: Page) -> bool:
-    """Opens JupyterLab and a new notebook. A browser drops what it is loading when this machine gets or loses a network interface."""
+    """Opens a new notebook. A browser drops what it loads when this machine gets or loses a network interface."""
     page.goto(page.url.partition("/lab")[0] + "/lab?reset")
     try:
         page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
