@@ -53,7 +53,7 @@ class State(StrEnum):
 
 
 class Meant(StrEnum):
-    """What an instance is to do by its current intent, once that is concluded."""
+    """What an instance is to do by its current intent; unclear while that is carried out, or when it failed."""
 
     RUN = "run"
     OFF = "off"
@@ -140,7 +140,7 @@ def goes_on(kind: str, resource_id: str, state: str, view: View, undecided: set[
     return unread or resource_id in undecided or (view.served is None and state in (State.NOT_SERVED, State.STRANGER))
 
 
-def unlisted_holders(servers: Sequence[Server], ports: Sequence[dict[str, Any]]) -> list[str]:
+def unlisted(servers: Sequence[Server], ports: Sequence[dict[str, Any]]) -> list[str]:
     """Servers that hold our ports and are not in the listing: Nova leaves out those whose cell does not answer."""
     known = {server["id"] for server in servers}
     return sorted({port["device_id"] for port in ports if port["device_id"]} - known)
@@ -153,7 +153,7 @@ def marked_instance(text: str, deployment_id: str) -> str | None:
 
 
 def _undecided(view: View) -> Iterator[str]:
-    unknown = set(unlisted_holders(view.servers, view.ports)) - view.gone
+    unknown = set(unlisted(view.servers, view.ports)) - view.gone
     for port in view.ports:
         if port["device_id"] in unknown:
             yield port["id"]
@@ -206,10 +206,10 @@ def _is_settled(recorded: Recorded, view: View) -> bool:
 
 
 def _instances(view: View) -> Iterator[Finding]:
-    """Those that came up once and are meant to be there still, running or not."""
+    """Those that came up once, and whose server is to be there still, running or not."""
     there = {instance_of(server) for server in view.servers}
     for one in view.records.values():
-        expected = one.came_up and one.meant is not Meant.UNCLEAR and not (one.is_deleted or one.is_purged)
+        expected = one.came_up and not (one.is_deleted or one.is_purged)
         if expected and one.place in view.places and one.instance_id not in there and _is_settled(one, view):
             yield Finding("instance", one.instance_id, State.LOST, one.instance_id)
 

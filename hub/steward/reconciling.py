@@ -28,20 +28,7 @@ from ..database.engine import take_turn
 from ..database.tables import CloudFinding, Instance, Intent, IntentKind, Outcome, User, now
 from ..facility import Facility
 from ..services import STEWARD
-from .differences import (
-    Finding,
-    Meant,
-    Policy,
-    Recorded,
-    Rule,
-    State,
-    View,
-    compare,
-    goes_on,
-    marked_instance,
-    step,
-    unlisted_holders,
-)
+from .differences import Finding, Meant, Policy, Recorded, Rule, State, View, compare, goes_on, marked_instance, step, unlisted
 from .guard import Guard
 
 log = structlog.get_logger()
@@ -128,7 +115,7 @@ class Reconciler:
             cloud.tagged_servers(deployment_id), cloud.all_ports(), _or_none(cloud.volumes()), _or_none(cloud.floating_ips())
         )
         ports = [port for port in ports if marked_instance(port["description"], deployment_id)]
-        held, gone = await self._look_up(cloud, unlisted_holders(servers, ports))
+        held, gone = await self._look_up(cloud, unlisted(servers, ports))
         servers = [*servers, *held]
         marks = (*ports, *(addresses or ()))
         ids = {marked_instance(one["description"] or "", deployment_id) for one in marks}
@@ -185,7 +172,7 @@ class Reconciler:
             servers = [server for server in [await cloud.server(finding.resource_id)] if server]
         else:
             ports = await cloud.ports(finding.instance_id or "", view.deployment_id)
-        _, gone = await self._look_up(cloud, unlisted_holders(servers, ports))
+        _, gone = await self._look_up(cloud, unlisted(servers, ports))
         records = await self.facility.ask(partial(on_record, ids={finding.instance_id}, only=True))
         one = replace(view, servers=servers, ports=ports, volumes=None, addresses=None, records=records, served=None, gone=gone)
         same = (finding.resource_id, finding.state)
@@ -211,7 +198,7 @@ def on_record(session: Session, ids: Iterable[str | None], *, only: bool = False
     )
     query = (
         select(
-            *(Instance.id, User.login, Instance.server_name, Instance.place, Instance.created_at, Instance.first_ready_at),
+            *(Instance.id, User.login, Instance.server_name, Instance.place, Instance.first_ready_at),
             *(Instance.deleted_at, Instance.purged_at, Intent.kind, Intent.outcome, Intent.asked_at, Intent.ended_at),
         )
         .join(User, User.id == Instance.owner_id)
@@ -226,11 +213,12 @@ def on_record(session: Session, ids: Iterable[str | None], *, only: bool = False
 
 
 def _recorded(row: Any) -> Recorded:
-    meant, since = Meant.UNCLEAR, row.created_at
+    # what is being carried out is not settled
+    meant, since = Meant.UNCLEAR, row.ended_at or now()
     if row.kind == IntentKind.DELETE:
         meant, since = Meant.OFF, row.asked_at
     elif row.outcome == Outcome.DONE:
-        meant, since = Meant.RUN if row.kind == IntentKind.LAUNCH else Meant.OFF, row.ended_at
+        meant = Meant.RUN if row.kind == IntentKind.LAUNCH else Meant.OFF
     return Recorded(
         *(row.id, row.login, row.server_name, row.place, meant, row.purged_at or since),
         came_up=row.first_ready_at is not None,
@@ -247,7 +235,10 @@ def note(session: Session, view: View, policy: Policy, *, dry_run: bool = False)
     rows = {(row.kind, row.resource_id): row for row in session.scalars(select(CloudFinding).where(*here))}
     noted, began, ended = [], [], []
     for one in findings:
-        row = rows.get((one.kind, one.resource_id))
+        row = rows.pop((one.kind, one.resource_id), None)
+        if row is not None and row.state != one.state:
+            row.ended_at = now()
+            ended.append(row)
         if row is None or row.state != one.state:
             recorded = view.records.get(one.instance_id or "")
             place = recorded.place if recorded and recorded.place in view.places else min(view.places)
@@ -255,8 +246,6 @@ def note(session: Session, view: View, policy: Policy, *, dry_run: bool = False)
             row = CloudFinding(place=place, since=view.at, **facts)
             session.add(row)
             began.append(one)
-        else:
-            del rows[one.kind, one.resource_id]
         row.detail = one.detail
         noted.append((one, row))
     for row in rows.values():

@@ -81,6 +81,8 @@ TABLE = [
     # absence
     ("lost", view(recorded()), State.LOST),
     ("lost while it was off", view(recorded(**STOPPED)), State.LOST),
+    ("lost, so that its launch failed", view(recorded(meant=Meant.UNCLEAR)), State.LOST),
+    ("being launched", view(recorded(meant=Meant.UNCLEAR, **JUST)), None),
     ("never came up", view(recorded(**STOPPED, came_up=False)), None),
     ("deleted, nothing there", view(recorded(**DELETED)), None),
     ("launched while the cloud was read", view(recorded(**JUST)), None),

@@ -273,6 +273,16 @@ async def test_lost_is_only_what_the_cloud_is_certain_of(ours):
     ours.devcloud.trouble(server["id"], "forget")
     assert await ours.found() == {(State.LOST, instance)}
 
+    def fail(session: Session) -> None:
+        intent = instances.intend(session, instance, IntentKind.LAUNCH, "vera")
+        instances.conclude(session, intent, Outcome.FAILED, message="gone")
+        intent.asked_at = intent.ended_at = now() - LONG_AGO
+
+    ours.ask(fail)
+    assert await ours.found() == {(State.LOST, instance)} and len(ours.rows(state="lost")) == 1
+    ours.ask(lambda session: instances.intend(session, instance, IntentKind.LAUNCH, "vera"))
+    assert await ours.found() == set(), "what is being launched is not judged"
+
 
 @pytest.mark.parametrize("path", ["/servers/detail", "/network/v2.0/ports"])
 async def test_of_a_cloud_that_does_not_answer_nothing_begins_and_nothing_ends(ours, path):
