@@ -239,6 +239,7 @@ def _company(row: Instance, person: Person) -> str:
 # --- history
 
 EVENTS = {
+    "firewall-hook-failed": "Launched behind the base firewall",
     "created": "Created",
     "ready": "Ready",
     "launch-asked": "Launch asked for",

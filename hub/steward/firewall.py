@@ -56,7 +56,11 @@ class Keeping:
         if runs == self.runs and clock() < self.due:
             return
         for cloud in {id(cloud): cloud for cloud in self.clouds.values()}.values():
-            await self._keep(cloud)
+            try:
+                await self._keep(cloud)
+            except CloudError as error:
+                # another cloud does not wait for this one
+                log.warning("the firewall is put off", cloud=cloud.name, error=str(error), detail=error.detail)
         self.runs, self.due = runs, clock() + AGAIN_SECONDS
 
     async def _keep(self, cloud: Cloud) -> None:
