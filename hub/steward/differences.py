@@ -242,7 +242,8 @@ def _is_nobodys(instance_id: str | None, view: View) -> bool:
 
 def _strangers(view: View) -> Iterator[Finding]:
     """One finding for each login."""
-    live = {(one.login, one.server_name) for one in view.records.values() if not one.is_deleted}
+    ended = {one.instance_id for one in view.records.values() if one.is_deleted and _is_settled(one, view)}
+    live = {(one.login, one.server_name) for one in view.records.values() if one.instance_id not in ended}
     found: dict[str, list[str]] = {}
     for (login, name), ready in (view.served or {}).items() if "" in view.places else ():
         if ready and (login, name) not in live:

@@ -78,6 +78,7 @@ TABLE = [
     ("served, and not on record", view(served={("mallory", "films"): True}), State.STRANGER),
     ("about to be on record", view(served={("mallory", "films"): False}), None),
     ("served, and deleted", view(server(status="SHUTOFF"), recorded(**DELETED), served={("vera", "one"): True}), State.STRANGER),
+    ("served, and deleted this moment", view(recorded(**DELETED, **JUST), served={("vera", "one"): True}), None),
     # absence
     ("lost", view(recorded()), State.LOST),
     ("lost while it was off", view(recorded(**STOPPED)), State.LOST),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 from databases import database_url
-from facility_hub import FacilityHub
+from facility_hub import FacilityHub, facility
 from running_hub import REPOSITORY, free_port, until
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -433,6 +433,37 @@ def test_the_command_line_shows_a_running_deployment_and_does_a_pass(hub: Facili
     finally:
         hub.devcloud.clear_faults()
         hub.devcloud.trouble(made, "forget")
+
+
+COMPARING = """
+import datetime
+import hub.steward.differences
+hub.steward.differences.SETTLED = datetime.timedelta(seconds=1)
+c.Hutch.reconcile_interval_seconds = 0.2
+c.Hutch.delete_grace_days = 0
+c.Hutch.reconcile = "delete"
+c.Hutch.quarantine_after_hours = c.Hutch.quarantine_days = 0
+"""
+
+
+def test_an_ordinary_life_is_no_difference(tmp_path):
+    """Compared several times a second, with no grace at all."""
+    with facility(tmp_path, COMPARING) as hub:
+        visitor = hub.visitor()
+        hub.launched(visitor)
+        hub.end(visitor)
+        hub.start_again(visitor)
+        hub.until_ready(visitor.login, "films")
+        hub.end(visitor, remove=True)
+        until(lambda: hub.instance(visitor).purged_at, "the instance is purged")
+        assert not hub.servers() and not hub.ports()
+        with hub.session() as session:
+            assert [(row.state, row.detail) for row in session.scalars(select(CloudFinding))] == []
+        other = hub.visitor()
+        hub.launched(other)
+        (server,) = hub.servers(other)
+        hub.devcloud.trouble(server["id"], "forget")
+        until(lambda: _rows(hub, hub.instance(other).id) == ["lost"], "it is found to be lost")
 
 
 def _rows(hub: FacilityHub, resource_id: str) -> list[str]:
