@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import browser
 import pytest
 from conftest import HURRY
 from facility_hub import FacilityHub, Visitor, facility
+from playwright.sync_api import expect
 from running_hub import until
 from sqlalchemy import func, select
 
@@ -260,6 +262,28 @@ def test_the_form_says_which_plans_cannot_start_now(hub, words):
     count = fill(hub)
     page = words(visitor, "new")
     assert f"{count} of {count} instances are taken" in page and "waits in the queue" in page
+
+
+def test_a_page_that_is_left_open_follows_from_the_queue_to_the_notebook(hub):
+    """On a phone, in the dark; nothing is wider than the screen, and the browser complains of nothing."""
+    visitor, complaints = hub.visitor(), []
+    fill(hub)
+    with browser.chromium() as chromium:
+        page = chromium.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark").new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(f"http://portal--service.localhost:{hub.port}/services/portal/new")
+        if not (button := page.locator(f"button[value={visitor.login}]")).is_visible():
+            page.get_by_text("Everybody else").click()
+        button.click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("New instance")
+        expect(page.get_by_text("No room just now.").first).to_be_visible()
+        page.get_by_role("button", name="Launch").click()
+        expect(page.get_by_role("region", name="Queue")).to_contain_text("Position 1 of 1")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        expect(page.get_by_role("button", name="Leave the queue")).to_be_visible()
+        hub.devcloud.quota(**UNLIMITED)
+        expect(page.get_by_role("link", name="Open JupyterLab")).to_be_visible(timeout=60_000)
+    assert complaints == []
 
 
 def test_a_lifetime_begins_when_the_waiting_ends(hub):
