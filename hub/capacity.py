@@ -109,10 +109,17 @@ def store(session: Session, place: str, reading: dict[str, Any]) -> None:
     session.merge(CloudRoom(place=place, at=now(), reading=reading))
 
 
+def down(session: Session) -> dict[str, datetime]:
+    """The places whose cloud has stopped answering the steward, as it found lately, and since when."""
+    since = CloudRoom.reading["down_since"].as_string()
+    query = select(CloudRoom.place, since).where(CloudRoom.at > now() - STALE, since.is_not(None))
+    return {place: datetime.fromisoformat(text) for place, text in session.execute(query)}
+
+
 def rooms(session: Session) -> dict[str, Room]:
     """Of each place that was read lately."""
     query = select(CloudRoom).where(CloudRoom.at > now() - STALE)
-    return {row.place: _room(row.at, **row.reading) for row in session.scalars(query)}
+    return {row.place: _room(row.at, **row.reading) for row in session.scalars(query) if "down_since" not in row.reading}
 
 
 def _room(at: datetime, limits: dict[str, list[int]], flavors: dict[str, Any], hosts: list[dict[str, int]] | None) -> Room:

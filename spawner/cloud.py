@@ -102,15 +102,9 @@ def _http_error(error: sdk_errors.HttpException, asked: str, detail: str) -> Clo
         return CloudError(Trouble.REFUSED, f"The cloud refused to {asked}.", detail)
     why = "has too many requests just now" if status == 429 else "has a problem"
     sentence, words = f"The cloud {why} and could not {asked}.", f"HTTP {status}: {detail}"
-    pause = _seconds(error.response.headers.get("Retry-After", "")) if error.response is not None else 0.0
-    return CloudError(Trouble.UNANSWERED, sentence, words, pause_seconds=pause, too_many=status == 429)
-
-
-def _seconds(retry_after: str) -> float:
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:  # a date, which no OpenStack sends
-        return 0.0
+    pause = error.response.headers.get("Retry-After", "") if error.response is not None else ""
+    seconds = float(pause) if pause.isdecimal() else 0.0
+    return CloudError(Trouble.UNANSWERED, sentence, words, pause_seconds=seconds, too_many=status == 429)
 
 
 def is_not_found(error: sdk_errors.HttpException) -> bool:
@@ -136,7 +130,7 @@ class Cloud:
 
     @property
     def is_down(self) -> bool:
-        """It has stopped answering: calls fail at once, until a listing is answered."""
+        """It has stopped answering: calls fail at once, until a listing or a look at the limits is answered."""
         return self.down_since is not None
 
     @property
@@ -347,7 +341,7 @@ class Cloud:
             of_nova = {name: (nova[f"maxTotal{of}"], nova[f"total{used}Used"]) for name, of, used in NOVA_LIMITS}
             return of_nova | {"port": (port["limit"], port["used"] + port["reserved"])}
 
-        return await self._ask("tell its limits", call, repeat=False)
+        return await self._ask("tell its limits", call, repeat=False, probe=True)
 
     async def flavors(self) -> list[dict[str, Any]]:
         call = partial(self._compute, "GET", "/flavors/detail")

@@ -32,15 +32,7 @@ PLACES = TypeAdapter(dict[Annotated[str, Field(min_length=1)], Place])
 class OpenStackSettings(LoggingConfigurable):
     """In jupyterhub_config.py they are set as `c.OpenStackSpawner.cloud_name = "facility"`."""
 
-    cloud_name = Unicode(
-        "openstack",
-        config=True,
-        help="""
-        Use the cloud of this name in clouds.yaml.
-
-        Default: `openstack`.
-        """,
-    )
+    cloud_name = Unicode("openstack", config=True, help="Use the cloud of this name in clouds.yaml. Default: `openstack`.")
     clouds_yaml = Unicode(
         "",
         config=True,

@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
+from .. import capacity
 from ..access import Person, Task, Terms, may_run
 from ..configuration import Hutch
 from ..database.tables import Notice
@@ -40,6 +41,7 @@ class Desk:
     person: Person
     terms: Terms
     notices: list[Notice]
+    clouds_down: dict[str, datetime]
 
     @property
     def at(self) -> datetime:
@@ -68,7 +70,8 @@ class Desk:
 
     def page(self, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         staff = bool(may_run(self.person, Task.FACILITY_DATA))
-        return self.pages.render(self.request, template, status=status, notices=self.notices, staff=staff, **context)
+        context |= {"notices": self.notices, "clouds_down": self.clouds_down, "staff": staff}
+        return self.pages.render(self.request, template, status=status, **context)
 
     def fragment(self, template: str, **context: Any) -> str:
         return self.pages.fragment(self.request, template, **context)
@@ -84,15 +87,15 @@ class Desk:
 async def _desk(request: Request, visitor: SignedIn) -> Desk:
     request.state.login = visitor.login
     terms = request.app.state.hutch.terms(datetime.now(UTC))
-    person, notices = await _in_session(request, _person_and_notices, visitor.login, terms)
+    person, notices, clouds_down = await _in_session(request, _before_all_pages, visitor.login, terms)
     if person is None:
         raise UnknownPerson(f"The facility does not know {visitor.login}.")
-    return Desk(request, visitor, person, terms, notices)
+    return Desk(request, visitor, person, terms, notices, clouds_down)
 
 
-def _person_and_notices(session: Session, login: str, terms: Terms) -> tuple[Person | None, list[Notice]]:
+def _before_all_pages(session: Session, login: str, terms: Terms) -> tuple[Person | None, list[Notice], dict[str, datetime]]:
     person = find_person(session, login, terms)
-    return person, unseen(session, person.id) if person else []
+    return person, unseen(session, person.id) if person else [], capacity.down(session)
 
 
 async def _in_session(

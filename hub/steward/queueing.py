@@ -43,7 +43,9 @@ class Queueing:
                 reading = await capacity.read(cloud)
             except CloudError as error:
                 log.warning("what is free in the cloud is not known", cloud=cloud.label, error=str(error), detail=error.detail)
-                continue
+                if cloud.down_since is None:
+                    continue
+                reading = {"down_since": cloud.down_since.isoformat()}
             for place in (place for place, its in self.clouds.items() if its is cloud):
                 await self.facility.ask(partial(capacity.store, place=place, reading=reading))
 

@@ -91,6 +91,12 @@ def test_a_reading_is_kept_for_all_and_grows_stale(tmp_path):
             capacity.store(session, "north", reading)
         read = capacity.rooms(session)
         assert read["north"].limits == {"cores": (20, 2)} and read["north"].hosts == ({"cores": 3, "ram": 512},)
+        capacity.store(session, "south", {"down_since": AT.isoformat()})
+        session.flush()
+        assert capacity.down(session) == {"south": AT} and list(capacity.rooms(session)) == ["north"]
+        session.get_one(CloudRoom, "south").at = now() - capacity.STALE
+        session.flush()
+        assert capacity.down(session) == {}
         session.get_one(CloudRoom, "north").at = now() - capacity.STALE
         session.flush()
         assert capacity.rooms(session) == {}

@@ -14,6 +14,7 @@ import pytest
 from cryptography.fernet import Fernet
 from databases import database_url
 
+from hub import capacity
 from hub.configuration import Hutch
 from hub.database.engine import open_database, upgrade
 from hub.database.tables import Instance, User
@@ -426,3 +427,22 @@ def test_a_dismissal_leads_back_into_the_portal_only(running_hub, browser, perso
     (target,) = re.findall(r'action="[^"]*/(notices/\d+/seen)"', browser.get("").text)
     answer = browser.submit(target, {"path": path}, follow_redirects=False)
     assert answer.headers["Location"].startswith("/services/portal/")
+
+
+# --- what the steward found of the cloud
+
+
+def test_every_page_says_that_the_cloud_does_not_answer(browser, running_hub):
+    words = "has not answered since"
+
+    def note(reading: dict) -> None:
+        with running_hub.session() as session:
+            capacity.store(session, "north", reading)
+
+    note({"down_since": "2026-03-10T12:00:00+00:00"})
+    try:
+        for path in ("", "new", "why"):
+            assert f"The cloud (north) {words}" in browser.get(path).text
+    finally:
+        note({"limits": {}, "flavors": {}, "hosts": None})
+    assert words not in browser.get("").text
