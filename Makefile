@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo test test-postgresql test-openstack check bench lock setup clean
+.PHONY: help demo test test-postgresql test-openstack spawner-contract check bench lock setup clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,10 @@ test-postgresql: setup  ## run what touches the database on a real PostgreSQL
 
 test-openstack: setup  ## as root: a real OpenStack and our image; the contract and a launch on them (a quarter of an hour)
 	@tests/openstack/check $(ARGS)
+
+spawner-contract: setup  ## as root: what JupyterHub does to spawners in trouble, on ours, Docker's and others; makes docs/spawner-contract.md
+	@spawner-contract/with-dockerd $(BIN)/python -m pytest tests/spawner/test_contract.py \
+	  spawner-contract/test_docker.py spawner-contract/test_local.py --contract-table docs/spawner-contract.md $(ARGS)
 
 check: setup  ## lint, formatting, types, imports
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports --no-cache

@@ -456,7 +456,6 @@ class Launching(Spawner):
                 instances.record_event(session, instance.id, "renamed", actor=actor, message=f"{old_name} to {new_name}")
 
         await self.facility.ask(write)
-        await super().rename(old_name, new_name)
 
     async def delete_forever(self) -> None:
         """Only marks: JupyterHub drops its row whatever happens here, and the owner has a grace to change their mind."""

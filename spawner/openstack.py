@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jupyterhub.spawner import Spawner
+from tornado import web
 
 from . import belongings, builders
 from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
@@ -462,7 +463,11 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
             await asyncio.sleep(pause)
             pause = min(2 * pause, 10)
 
-    # --- removal
+    # --- renamed, removed
+
+    async def rename(self, old_name: str, new_name: str) -> None:
+        """The cloud's server is found by an id made of this name: renamed it would be lost, and found by the name's next bearer."""
+        raise web.HTTPError(409, f"{old_name} keeps its name, by which its disk is found; its display name can be changed.")
 
     async def delete_forever(self) -> None:
         """The user or the named server was deleted. JupyterHub swallows what is raised here and drops its row."""

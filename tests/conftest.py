@@ -10,6 +10,8 @@ import live_servers
 import pytest
 from facility_hub import FacilityHub, facility
 
+pytest_plugins = ["pytest_spawner_contract.plugin"]
+
 # Playwright's own needs a library that a bare machine lacks
 if node := shutil.which("node"):
     os.environ.setdefault("PLAYWRIGHT_NODEJS_PATH", node)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from spawner import builders
-from spawner.cloud import CloudError
 from spawner.launch import LaunchError
 from spawner.openstack import OpenStackSpawner
 
@@ -46,21 +45,3 @@ class NaiveSpawner(OpenStackSpawner):
 
     async def stop(self, now: bool = False) -> None:
         await self.around.cloud.act(self.server_id, "os-stop")
-
-
-class RecordKeepingSpawner(OpenStackSpawner):
-    """Takes "poll() is None as long as there is a record" to the letter, for a server that switched itself off too."""
-
-    async def poll(self) -> int | None:
-        try:
-            return None if self.server_id and await self.around.cloud.server(self.server_id) else 0
-        except CloudError:
-            return None
-
-
-class ResumingSpawner(OpenStackSpawner):
-    """Keeps its token over stop and start, as JupyterHub offers with will_resume."""
-
-    @property
-    def will_resume(self) -> bool:
-        return True

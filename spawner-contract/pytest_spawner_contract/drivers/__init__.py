@@ -1,0 +1,1 @@
+"""Drivers for spawners that many use; each is also an example."""

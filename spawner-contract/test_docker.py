@@ -1,0 +1,17 @@
+"""DockerSpawner, on the daemon at DOCKER_HOST (see `with-dockerd`)."""
+
+import os
+
+import pytest
+from pytest_spawner_contract.situations import *  # noqa: F403
+
+
+@pytest.fixture(scope="module")
+def driver():
+    if "DOCKER_HOST" not in os.environ:
+        pytest.skip("no Docker daemon: DOCKER_HOST is not set")
+    from pytest_spawner_contract.drivers.docker import DockerDriver
+
+    driver = DockerDriver()
+    yield driver
+    driver.remove_all()
