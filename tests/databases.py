@@ -15,11 +15,11 @@ ON_POSTGRESQL = os.environ.get("HUTCH_TEST_DATABASE") == "postgresql"
 @cache
 def database_url(folder: Path, name: str = "hutch") -> str:
     """The database of that name which belongs to a folder of a test; made when it is first asked for, and empty then."""
-    return _server().new_database() if ON_POSTGRESQL else f"sqlite:///{folder / name}.sqlite"
+    return server().new_database() if ON_POSTGRESQL else f"sqlite:///{folder / name}.sqlite"
 
 
 @cache
-def _server() -> live_servers.PostgreSQL:
+def server() -> live_servers.PostgreSQL:
     running = live_servers.postgresql()
     atexit.register(running.__exit__, None, None, None)
     return running.__enter__()

@@ -6,12 +6,13 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,24 @@ class PostgreSQL:
     """One server; `new_database()` gives an empty database as an SQLAlchemy URL."""
 
     port: int
+    data: Path = Path()
+    run: Callable[[], None] = lambda: None
+
+    def kill(self) -> None:
+        """As a crash: its own processes end when they see that the first one is gone."""
+        pid = int((self.data / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)  # a new one refuses while the old one is still known
+
+    def start_again(self) -> None:
+        """It refuses as long as a process of the one before is left."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return self.run()
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
 
     def new_database(self, name: str = "") -> str:
         name = name or f"d{secrets.token_hex(6)}"
@@ -127,19 +146,25 @@ def postgresql(*, durable: bool = False) -> Iterator[PostgreSQL]:
     initdb, postgres = program("initdb", *homes), program("postgres", *homes)
     user = _ordinary_user()
     with _folder(user) as folder:
-        data, server = folder / "data", PostgreSQL(free_port())
+        data, port = folder / "data", free_port()
         made = [initdb, "-D", str(data), "-U", "hutch", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
         subprocess.run(_as(user, *made), check=True, capture_output=True, cwd=folder)
         options = {
             "listen_addresses": "127.0.0.1",
-            "port": server.port,
+            "port": port,
             "unix_socket_directories": folder,
             "fsync": "on" if durable else "off",
             "max_connections": 200,
         }
         settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
         command = _as(user, postgres, "-D", str(data), *settings)
-        with _running(command, folder / "log", lambda: psycopg.connect(server._dsn()).close()):
+        with ExitStack() as runs:
+
+            def run() -> None:
+                runs.enter_context(_running(command, folder / "log", lambda: psycopg.connect(server._dsn()).close()))
+
+            server = PostgreSQL(port, data, run)
+            run()
             yield server
 
 

@@ -22,7 +22,10 @@ class Driver:
     config = ""
     """More lines of jupyterhub_config.py."""
     known_failures: Mapping[str, str] = {}
-    """Situation (the test's name without `test_`) to reason, for what this spawner is known not to bear; "sometimes: ..." if by chance."""
+    """Situation (the test's name without `test_`) to reason, for what this spawner is known not to bear.
+
+    The reason begins with "sometimes" where chance decides.
+    """
 
     def things(self) -> dict[str, bool]:
         """Everything that the spawner has made and that still exists, and whether it runs."""
