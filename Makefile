@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo test test-postgresql test-openstack spawner-contract check bench lock setup clean
+.PHONY: help demo test test-postgresql test-openstack spawner-contract chaos check bench lock setup clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -31,6 +31,9 @@ test-openstack: setup  ## as root: a real OpenStack and our image; the contract 
 spawner-contract: setup  ## as root: what JupyterHub does to spawners in trouble, on ours, Docker's and others; makes docs/spawner-contract.md
 	@spawner-contract/with-dockerd $(BIN)/python -m pytest tests/spawner/test_contract.py \
 	  spawner-contract/test_docker.py spawner-contract/test_local.py --contract-table docs/spawner-contract.md $(ARGS)
+
+chaos: setup  ## kill hub, proxy, steward, agents, cloud at random under 100 operations (ARGS="--seed 7 --database postgresql")
+	@$(BIN)/python tests/chaos/run.py $(ARGS)
 
 check: setup  ## lint, formatting, types, imports
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports --no-cache

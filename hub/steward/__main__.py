@@ -30,7 +30,7 @@ from .firewall import Keeping
 from .following import Following
 from .queueing import Queueing
 from .reconciling import Reconciler
-from .tasks import Launched, Pauses, expire, finish_stops, purge, to_take_back
+from .tasks import Launched, Pauses, expire, finish_stops, long_stopped, purge, to_take_back
 
 log = structlog.get_logger()
 DAY_SECONDS = 86_400.0
@@ -86,6 +86,11 @@ class Steward:
             elif self.readoption.due(launched.instance_id, now()):
                 log.info("asking the hub to take an instance back", instance=launched.instance_id)
                 await self.post(launched)
+        # a hub whose own database fails in the middle of a stop goes on showing what is off as ready, and never looks again
+        for stopped in await self.facility.ask(long_stopped):
+            if served.get((stopped.login, stopped.server_name)):
+                log.info("asking the hub to let go of an instance that is off", instance=stopped.instance_id)
+                await self._ask_hub("DELETE", stopped)
 
     async def post(self, launched: Launched) -> None:
         await self._ask_hub("POST", launched)

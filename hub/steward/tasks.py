@@ -13,7 +13,7 @@ from functools import partial
 from urllib.parse import quote
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, joinedload
 
 from spawner import belongings
@@ -153,16 +153,20 @@ def to_take_back(session: Session) -> list[Launched]:
 
 def meant_to_run(session: Session) -> list[Launched]:
     """Instances whose current intent is a launch that neither failed nor was cancelled."""
+    carried_out = Intent.outcome.is_(None) | (Intent.outcome == Outcome.DONE)
+    return _whose_current_intent(session, Intent.kind == IntentKind.LAUNCH, carried_out)
+
+
+def long_stopped(session: Session) -> list[Launched]:
+    return _whose_current_intent(session, Intent.kind == IntentKind.STOP, Intent.ended_at < now() - STOP_OVERDUE)
+
+
+def _whose_current_intent(session: Session, *conditions: ColumnElement[bool]) -> list[Launched]:
     current = select(func.max(Intent.id)).where(instances.counting()).group_by(Intent.instance_id)
     query = (
         select(Instance.id, User.login, Instance.server_name)
         .join(User, User.id == Instance.owner_id)
         .join(Intent, Intent.instance_id == Instance.id)
-        .where(
-            Intent.id.in_(current),
-            Instance.deleted_at.is_(None),
-            Intent.kind == IntentKind.LAUNCH,
-            Intent.outcome.is_(None) | (Intent.outcome == Outcome.DONE),
-        )
+        .where(Intent.id.in_(current), Instance.deleted_at.is_(None), *conditions)
     )
     return [Launched(*row) for row in session.execute(query)]

@@ -66,7 +66,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
 
 def _verdict(report: pytest.TestReport) -> tuple[str, str]:
     if hasattr(report, "wasxfail"):
-        return ("fails", report.wasxfail) if report.skipped else ("bears it, unexpectedly", "")
+        sometimes, why = report.wasxfail.startswith("sometimes"), report.wasxfail.removeprefix("sometimes: ")
+        return ("fails at times" if sometimes else "fails"), why
     if report.skipped:
         return "–", str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix("Skipped: ")
     return ("yes", "") if report.passed else ("fails, unexpectedly", str(report.longrepr).splitlines()[-1])
