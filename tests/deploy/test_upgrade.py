@@ -33,7 +33,8 @@ SYSTEMCTL = """#!/bin/sh
 echo "$(basename "$(readlink -f "$HUTCH_ROOT/current")") $*" >>"$SANDBOX/calls"
 case "$*" in
     *is-enabled*) exit 0 ;;
-    stop*) kill "$(cat "$SANDBOX/pid")" 2>/dev/null; rm -f "$SANDBOX/pid"; exit 0 ;;
+    # -9: what a script starts that ignores a signal ignores it too, unlike what systemd starts
+    stop*) kill -9 "$(cat "$SANDBOX/pid")" 2>/dev/null; rm -f "$SANDBOX/pid"; exit 0 ;;
     start*) if [ ! -e "$HUTCH_ROOT/current/does-not-start" ]; then
             cd "$HUTCH_ROOT/current" && {python} -m http.server -b 127.0.0.1 {port} >/dev/null 2>&1 & echo $! >"$SANDBOX/pid"; fi ;;
 esac
