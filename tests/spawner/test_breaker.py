@@ -147,8 +147,10 @@ async def test_instances_run_on_while_their_cloud_is_down_and_launches_say_so(de
 
 
 @pytest.mark.parametrize("end", ["expired", "revoked"])
-async def test_many_calls_at_once_survive_a_token_that_ends(devcloud, proxy, tmp_path, end):
+async def test_many_calls_at_once_survive_a_token_that_ends(devcloud, proxy, tmp_path, monkeypatch, end):
     """With an application credential, as a site has it."""
+    monkeypatch.setattr("spawner.cloud.API_TIMEOUT_SECONDS", 30.0)
+    monkeypatch.setattr("spawner.cloud.RETRY_SECONDS", 15.0)
     cloud = Cloud("devcloud-app", proxy.clouds_yaml(devcloud.clouds_yaml, tmp_path))
     for _ in range(3):
         await asyncio.gather(*(cloud.servers("1") for _ in range(4)))
