@@ -11,13 +11,15 @@ import structlog
 
 # ref: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 PR_SET_PDEATHSIG = 1
+# told by the hub itself: by the time that a service asks for its parent, a killed hub is that no more
+HUB_VARIABLE = "HUTCH_HUB_PID"
 
 
 def begin() -> None:
     _configure_log()
     # JupyterHub ends a service with SIGINT, which is ignored from the start in what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _end_with_parent(os.getppid())
+    _end_with_parent(int(os.environ.get(HUB_VARIABLE) or os.getppid()))
 
 
 def _configure_log() -> None:

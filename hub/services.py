@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from jupyterhub.utils import subdomain_hook_idna
 
 from .configuration import CONFIG_VARIABLE, Hutch
+from .service import HUB_VARIABLE
 
 PORTAL, STEWARD = "portal", "steward"
 # what a user's role needs beyond JupyterHub's own "self"
@@ -40,7 +42,7 @@ def _service(name: str, config_file: Path) -> dict[str, Any]:
     return {
         "name": name,
         "command": [sys.executable, "-m", f"hub.{name}"],
-        "environment": {CONFIG_VARIABLE: str(config_file)},
+        "environment": {CONFIG_VARIABLE: str(config_file), HUB_VARIABLE: str(os.getpid())},
         "display": False,
     }
 

@@ -37,7 +37,7 @@ c.OpenStackSpawner.slow_listing_seconds = 5
 @pytest.fixture
 def facility(real_cloud: Connection, tmp_path: Path) -> Iterator[FacilityHub]:
     hub = FacilityHub(tmp_path, SimpleNamespace(clouds_yaml=CLOUDS_YAML), CONFIG)
-    hub.plan("machine", name="A machine", image="base-notebook", flavor="m1.small")
+    hub.plan("machine", image="base-notebook", flavor="m1.small")
     try:
         hub.start()
         yield hub
