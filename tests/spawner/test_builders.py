@@ -72,6 +72,7 @@ def test_the_agent_session():
         "env": {"JUPYTERHUB_USER": "ann"},
         "args": ["--a", "--b"],
         "port": 8888,
+        "tls": None,
     }
 
 
