@@ -24,8 +24,8 @@ from spawner import builders
 from spawner.agent_tls import HubIdentity
 from spawner.devcloud.process import running
 
-LAUNCHES, ROUNDS = 200, 3
-BOOT_SECONDS, LOOK_SECONDS = 10.0, 1.0
+LAUNCHES, ROUNDS = 200, 2
+BOOT_SECONDS, LOOK_SECONDS = 20.0, 1.0
 USERS = [f"u{number}" for number in range(LAUNCHES * ROUNDS + 1)]
 
 
@@ -43,7 +43,6 @@ def main() -> None:
         hub.launch(USERS[-1], launch_options(USERS, USERS[-1]))
         plain = stack.enter_context(devcloud.connect())
         user_data = b64encode(builders.user_data(HubIdentity(folder / "keys").hub_ca_pem(), 8765).encode()).decode()
-        devcloud.next_boot(seconds=BOOT_SECONDS)
         for number in range(ROUNDS):
             users = USERS[number * LAUNCHES : (number + 1) * LAUNCHES]
             ways: dict[str, Callable[[], Any]] = {
@@ -51,6 +50,7 @@ def main() -> None:
                 "Hutch": partial(at_once, lambda user: hub.launch(user, launch_options(USERS, user)), users, LAUNCHES),
             }
             for name, way in ways.items():
+                devcloud.next_boot(seconds=BOOT_SECONDS, times=LAUNCHES)
                 devcloud.clear_calls()
                 began = time.perf_counter()
                 way()
