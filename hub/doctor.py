@@ -22,7 +22,7 @@ from traitlets.config import Config
 from spawner.agent_client import wait_listening
 from spawner.cloud import Cloud, CloudError
 from spawner.openstack import OpenStackSpawner
-from spawner.places import clouds
+from spawner.places import cloud_in, clouds
 from spawner.servers import address_of, instance_of
 
 from . import configuration, mail
@@ -32,7 +32,7 @@ from .database.tables import Plan
 from .errors import HutchError
 from .facility import Facility
 from .oidc import OpenIDProvider
-from .steward.tasks import cloud_in, meant_to_run
+from .steward.tasks import meant_to_run
 
 SECONDS = 20.0
 AGENT_SECONDS = 5.0

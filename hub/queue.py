@@ -18,6 +18,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from . import notices
+from .access import PlanOffer
 from .capacity import CAPACITY, QUOTA, Room, Verdict, verdict, with_one_more
 from .capacity import rooms as rooms_of
 from .database.tables import Instance, InstanceEvent, Intent, LaunchWait, Outcome, Plan, User, now
@@ -225,10 +226,10 @@ def standings(session: Session) -> dict[int, Standing]:
     return found
 
 
-def outlooks(session: Session) -> dict[str, Verdict]:
+def outlooks(session: Session, plans: Iterable[PlanOffer]) -> dict[str, Verdict]:
     """What stands in the way of a launch, by plan: no room in any of its places, or others who wait for it."""
     line, rooms, found = waiting(session), rooms_of(session), {}
-    for plan in session.scalars(select(Plan).where(Plan.ended_at.is_(None))):
+    for plan in plans:
         newcomer = Waiting(0, "", "", "", "", plan.flavor, plan.places, QUOTA, now())
         best = min(newcomer.verdicts(rooms).values(), key=lambda one: bool(one.trouble))
         others = Verdict(QUOTA, f"Others wait already for what becomes free ({len(line)} in the queue).")

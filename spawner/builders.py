@@ -27,6 +27,17 @@ def deployment_tag(deployment_id: str) -> str:
     return f"hutch-{deployment_id}"
 
 
+def mark(deployment_id: str, of: str) -> str:
+    """The description of what has neither tags nor metadata at its creation. of: the instance, or the name of a group."""
+    return f"{deployment_tag(deployment_id)} {of}"
+
+
+def marked(text: str | None, deployment_id: str) -> str | None:
+    """What a description of ours is of; None for any other text."""
+    tag, _, of = (text or "").partition(" ")
+    return of if tag == deployment_tag(deployment_id) else None
+
+
 def server_name(instance_id: str) -> str:
     """An opaque name for the server and its port, the same at every try."""
     return f"hutch-{instance_id[:8]}"
@@ -55,7 +66,7 @@ def port_request(network_id: str, instance_id: str, deployment_id: str, security
     port: dict[str, Any] = {
         "network_id": network_id,
         "name": server_name(instance_id),
-        "description": f"{deployment_tag(deployment_id)} {instance_id}",
+        "description": mark(deployment_id, instance_id),
         "admin_state_up": True,
     }
     if security_groups:

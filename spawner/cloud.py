@@ -17,7 +17,7 @@ from enum import StrEnum
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import keystoneauth1.exceptions as keystone_errors
 import openstack
@@ -212,12 +212,7 @@ class Cloud:
         """The same with those that only the tag calls ours."""
 
         def call() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = []
-            path: str | None = f"/servers/detail?tags={builders.deployment_tag(deployment_id)}"
-            while path:
-                page = self._compute("GET", path)
-                found += page["servers"]
-                path = _next_page(page)
+            found = _listing(self._compute, "servers", f"/servers/detail?tags={builders.deployment_tag(deployment_id)}")
             if not all(server["id"] and server["status"] for server in found):
                 raise ValueError(f"not a listing of servers: {found}")
             return found
@@ -274,7 +269,7 @@ class Cloud:
 
     async def ports(self, instance_id: str, deployment_id: str) -> list[dict[str, Any]]:
         """The ports made for an instance, by the name and description that port_request gives them."""
-        name, mark = builders.server_name(instance_id), f"{builders.deployment_tag(deployment_id)} {instance_id}"
+        name, mark = builders.server_name(instance_id), builders.mark(deployment_id, instance_id)
 
         def call() -> list[dict[str, Any]]:
             found = self._network("GET", f"/ports?name={name}")["ports"]
@@ -284,17 +279,8 @@ class Cloud:
 
     async def all_ports(self) -> list[dict[str, Any]]:
         """Every port of the project, in what matters here: Neutron cannot filter by deployment. One call, unless paged."""
-
-        def call() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = []
-            query = "fields=id&fields=name&fields=description&fields=device_id&fields=security_groups"
-            while query:
-                page = self._network("GET", f"/ports?{query}")
-                found += page["ports"]
-                query = next((urlsplit(link["href"]).query for link in page.get("ports_links", ()) if link["rel"] == "next"), "")
-            return found
-
-        return await self._ask("list the network ports", call)
+        path = "/ports?fields=id&fields=name&fields=description&fields=device_id&fields=security_groups"
+        return await self._ask("list the network ports", lambda: _listing(self._network, "ports", path))
 
     async def set_port_groups(self, port_id: str, groups: Sequence[str]) -> None:
         body = {"port": {"security_groups": list(groups)}}
@@ -435,9 +421,18 @@ def _free(resources: dict[str, dict[str, int]]) -> dict[str, int]:
     return {kind: resources[kind]["capacity"] - resources[kind]["used"] for kind in kinds}
 
 
-def _next_page(page: dict[str, Any]) -> str | None:
-    for link in page.get("servers_links", ()):
-        if link["rel"] == "next":
-            query = parse_qsl(urlsplit(link["href"]).query)
-            return "/servers/detail?" + "&".join(f"{key}={value}" for key, value in query)
-    return None
+def _listing(ask: Callable[[str, str], Any], kind: str, path: str) -> list[dict[str, Any]]:
+    """All of it, page by page."""
+    found: list[dict[str, Any]] = []
+    following: str | None = path
+    while following:
+        page = ask("GET", following)
+        found += page[kind]
+        following = _next_page(page, kind, path)
+    return found
+
+
+def _next_page(page: dict[str, Any], kind: str, path: str) -> str | None:
+    """The path of the page after this one; the cloud may call itself otherwise than we do."""
+    hrefs = (link["href"] for link in page.get(f"{kind}_links", ()) if link["rel"] == "next")
+    return next((f"{path.partition('?')[0]}?{urlsplit(href).query}" for href in hrefs), None)

@@ -17,9 +17,13 @@ _known: dict[tuple[str, ...], Surroundings] = {}
 def cloud_key(spawner: OpenStackSettings, place: str) -> tuple[str, str, str]:
     """Places with the same one are in the same cloud. Raises CloudError for a place that the site does not have."""
     if place and place not in spawner.places:
-        sentence = f"The place {place} is not (or no longer) among this site's places."
-        raise CloudError(Trouble.REFUSED, sentence, f"OpenStackSpawner.places has no {place!r}")
+        raise unknown_place(place)
     return spawner.at(place, "cloud_name"), spawner.at(place, "clouds_yaml"), spawner.at(place, "region_name")
+
+
+def unknown_place(place: str) -> CloudError:
+    sentence = f"The place {place} is not (or no longer) among this site's places."
+    return CloudError(Trouble.REFUSED, sentence, f"OpenStackSpawner.places has no {place!r}")
 
 
 def make_cloud(key: tuple[str, str, str], **options: int) -> Cloud:

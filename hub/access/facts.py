@@ -160,8 +160,8 @@ def _moment(text: str | None) -> datetime | None:
 class PlanOffer:
     """A plan as the rules see it. lifetimes: days by role or group, "" for everybody, 0 for without end.
 
-    instruments: {id: name} of those that its limits name. places: where it may be launched, the first that has room; none: in the
-    site's first place only.
+    instruments: {id: name} of those that its limits name. places: where it may be launched, the first that has room; none: in
+    that of the spawner's own settings.
     """
 
     id: str

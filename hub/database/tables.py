@@ -319,7 +319,7 @@ class Plan(Record, Base):
     limits: who may pick it: those for whom one of the entries holds; none = everybody. An entry holds when all that it names
     holds: {"instruments": [id], "roles": [name], "groups": [name], "from": moment, "until": moment}.
     lifetimes: {role or group, or "" for everybody: days}; none = the site's.
-    places: names of the site's places where it may be launched, the first that has room; none = the site's first place only.
+    places: names of the site's places where it may be launched, the first that has room; none = that of the spawner's own settings.
     """
 
     __tablename__ = "plan"
@@ -348,7 +348,7 @@ class Instance(Base):
     server_name: Mapped[str]
     display_name: Mapped[str]
     plan_id: Mapped[str] = mapped_column(ForeignKey("plan.id"))
-    # which of the site's places has its server; written before the server is created. "" = the first place
+    # which of the site's places has its server; written before the server is created. "" = that of the spawner's own settings
     place: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime] = mapped_column(default=now)
     ends_at: Mapped[datetime | None]
@@ -485,8 +485,8 @@ class CloudFinding(Base):
 class Deployment(Base):
     """One row: the id under which this Hutch marks its servers in the cloud, minted with the database.
 
-    seal: changed at each start of the steward, which keeps a copy beside the database: where the two differ, this database is a
-    copy or was restored, and the steward acts on nothing until an operator has said which of them goes on.
+    seal: changed before each pass that compares, with a copy in a file beside the database: where the two differ, this database
+    is a copy or was restored, and the steward acts on nothing until an operator has said which of them goes on.
     """
 
     __tablename__ = "deployment"

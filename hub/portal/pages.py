@@ -121,7 +121,7 @@ async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLR
             usage=find_usage(session, desk.person.id),
             seconds=launch_seconds(session, [plan.id for plan in plans]),
             terms=desk.terms,
-            rooms=outlooks(session),
+            rooms=outlooks(session, plans),
         )
 
     offer = await desk.run(offered)

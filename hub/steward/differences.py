@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from spawner.builders import DEPLOYMENT_KEY, deployment_tag
+from spawner.builders import DEPLOYMENT_KEY, deployment_tag, marked
 from spawner.servers import Server, foremost, instance_of, is_ended, task_of
 
 # what was decided a moment ago may not show in the cloud yet
@@ -146,19 +146,13 @@ def unlisted(servers: Sequence[Server], ports: Sequence[dict[str, Any]]) -> list
     return sorted({port["device_id"] for port in ports if port["device_id"]} - known)
 
 
-def marked_instance(text: str, deployment_id: str) -> str | None:
-    """The instance in a description of ours ('hutch-DEPLOYMENT INSTANCE'); None for any other text."""
-    tag, _, instance_id = text.partition(" ")
-    return instance_id if tag == deployment_tag(deployment_id) else None
-
-
 def _undecided(view: View) -> Iterator[str]:
     unknown = set(unlisted(view.servers, view.ports)) - view.gone
     for port in view.ports:
         if port["device_id"] in unknown:
             yield port["id"]
             yield port["device_id"]
-            yield marked_instance(port["description"], view.deployment_id) or ""
+            yield marked(port["description"], view.deployment_id) or ""
     for server in view.servers:
         if "metadata" not in server:
             yield server["id"]
@@ -216,7 +210,7 @@ def _instances(view: View) -> Iterator[Finding]:
 
 def _ports(view: View) -> Iterator[Finding]:
     for port in view.ports:
-        instance_id = marked_instance(port["description"], view.deployment_id)
+        instance_id = marked(port["description"], view.deployment_id)
         if instance_id and _is_nobodys(instance_id, view) and (not port["device_id"] or port["device_id"] in view.gone):
             yield Finding("port", port["id"], State.PORT_LEFT, instance_id, port["name"], is_off=True)
 
@@ -228,7 +222,7 @@ def _marked(view: View) -> Iterator[Finding]:
         if volume["metadata"].get(DEPLOYMENT_KEY) == view.deployment_id and _is_nobodys(instance_id, view):
             yield Finding("volume", volume["id"], State.VOLUME_LEFT, instance_id, volume.get("name") or "")
     for address in view.addresses or ():
-        instance_id = marked_instance(address.get("description") or "", view.deployment_id)
+        instance_id = marked(address.get("description"), view.deployment_id)
         is_ours = instance_id is not None or deployment_tag(view.deployment_id) in address.get("tags", ())
         if is_ours and _is_nobodys(instance_id, view):
             yield Finding("floating-ip", address["id"], State.ADDRESS_LEFT, instance_id, address["floating_ip_address"])

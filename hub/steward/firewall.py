@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload
 
-from spawner.builders import deployment_tag
+from spawner.builders import mark, marked
 from spawner.cloud import Cloud, CloudError
 
 from .. import firewall_hook, records
@@ -55,7 +55,7 @@ class Keeping:
         clock, runs = asyncio.get_running_loop().time, await self.facility.ask(runs_done)
         if runs == self.runs and clock() < self.due:
             return
-        for cloud in {id(cloud): cloud for cloud in self.clouds.values()}.values():
+        for cloud in set(self.clouds.values()):
             try:
                 await self._keep(cloud)
             except CloudError as error:
@@ -64,12 +64,12 @@ class Keeping:
         self.runs, self.due = runs, clock() + AGAIN_SECONDS
 
     async def _keep(self, cloud: Cloud) -> None:
-        tag, rules = deployment_tag(self.facility.deployment_id), self.firewall.rules
+        deployment_id, rules = self.facility.deployment_id, self.firewall.rules
         listed = (await cloud.groups("list the security groups"))["security_groups"]
-        ours = {group["description"][len(tag) + 1 :]: group for group in listed if group["description"].startswith(f"{tag} ")}
+        ours = {name: group for group in listed if (name := marked(group["description"], deployment_id))}
         for name in rules.keys() - ours.keys():
             log.info("making a security group", group=name)
-            body = {"name": self.firewall.cloud_name(name, self.facility.deployment_id), "description": f"{tag} {name}"}
+            body = {"name": self.firewall.cloud_name(name, deployment_id), "description": mark(deployment_id, name)}
             made = await cloud.groups("make a security group", "POST", "s", {"security_group": body})
             ours[name] = made["security_group"]
         for name in rules:
@@ -78,7 +78,7 @@ class Keeping:
         # what Neutron gives a port that names none, and would let instances in to each other
         default = {group["id"] for group in listed if group["name"] == "default" and "default" not in self.fixed}
         surplus = {group["id"] for name, group in ours.items() if name not in rules}
-        await self._guard(cloud, tag, ids | {name: ours[name]["id"] for name in rules}, default | surplus)
+        await self._guard(cloud, ids | {name: ours[name]["id"] for name in rules}, default | surplus)
         for group_id in surplus:
             with suppress(CloudError):  # one that something else uses stays
                 await cloud.groups("delete a security group", "DELETE", f"s/{group_id}")
@@ -93,10 +93,10 @@ class Keeping:
             log.warning("a security group had a rule that is not declared", group=group["name"])
             await cloud.groups("delete a rule of a security group", "DELETE", f"-rules/{rule_id}")
 
-    async def _guard(self, cloud: Cloud, tag: str, ids: Mapping[str, str], taken: set[str]) -> None:
+    async def _guard(self, cloud: Cloud, ids: Mapping[str, str], taken: set[str]) -> None:
         """Writes only the ports whose groups differ. taken: the groups that no port is to have."""
-        listed = await cloud.all_ports()
-        ports = [(port["description"][len(tag) + 1 :], port) for port in listed if port["description"].startswith(f"{tag} ")]
+        listed, deployment_id = await cloud.all_ports(), self.facility.deployment_id
+        ports = [(instance_id, port) for port in listed if (instance_id := marked(port["description"], deployment_id))]
         terms, hook_fails = self.facility.hutch.terms(now()), False
         found = await self.facility.ask(partial(subjects, instance_ids={instance_id for instance_id, _ in ports}, terms=terms))
         for instance_id, port in [one for one in ports if one[0] in found]:

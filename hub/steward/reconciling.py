@@ -20,6 +20,7 @@ from prometheus_client import Counter, Gauge
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from spawner.builders import marked
 from spawner.cloud import Cloud, CloudError
 from spawner.servers import instance_of
 
@@ -28,7 +29,7 @@ from ..database.engine import take_turn
 from ..database.tables import CloudFinding, Instance, Intent, IntentKind, Outcome, User, now
 from ..facility import Facility
 from ..services import STEWARD
-from .differences import Finding, Meant, Policy, Recorded, Rule, State, View, compare, goes_on, marked_instance, step, unlisted
+from .differences import Finding, Meant, Policy, Recorded, Rule, State, View, compare, goes_on, step, unlisted
 from .guard import Guard
 
 log = structlog.get_logger()
@@ -114,11 +115,11 @@ class Reconciler:
         servers, ports, volumes, addresses = await asyncio.gather(
             cloud.tagged_servers(deployment_id), cloud.all_ports(), _or_none(cloud.volumes()), _or_none(cloud.floating_ips())
         )
-        ports = [port for port in ports if marked_instance(port["description"], deployment_id)]
+        ports = [port for port in ports if marked(port["description"], deployment_id)]
         held, gone = await self._look_up(cloud, unlisted(servers, ports))
         servers = [*servers, *held]
         marks = (*ports, *(addresses or ()))
-        ids = {marked_instance(one["description"] or "", deployment_id) for one in marks}
+        ids = {marked(one["description"], deployment_id) for one in marks}
         ids |= {instance_of(one) for one in (*servers, *(volumes or ()))}
         records = await self.facility.ask(partial(on_record, ids=ids))
         return View(deployment_id, at, servers, ports, volumes, addresses, records, served, places, gone)

@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, joinedload
 
 from spawner import belongings
-from spawner.cloud import Cloud, CloudError, Trouble
+from spawner.cloud import Cloud, CloudError
+from spawner.places import cloud_in
 from spawner.servers import Server, instance_of, is_ended, task_of
 
 from .. import instances, queue
@@ -54,13 +55,6 @@ def expire(session: Session, grace: timedelta) -> list[Launched]:
         instances.mark_deleted(session, instance, STEWARD, "its lifetime is over", grace)
         expired.append(Launched(instance.id, instance.owner.login, instance.server_name))
     return expired
-
-
-def cloud_in(clouds: Mapping[str, Cloud], place: str) -> Cloud:
-    """Raises CloudError for a place that the site no longer has."""
-    if place not in clouds:
-        raise CloudError(Trouble.REFUSED, f"The place {place} is not (or no longer) among this site's places.")
-    return clouds[place]
 
 
 async def purge(facility: Facility, clouds: Mapping[str, Cloud]) -> None:

@@ -97,7 +97,7 @@ def test_each_error_is_a_plain_sentence_with_the_clouds_words_apart(error, troub
     ],
 )
 def test_listings_go_on_where_nova_says(link, path):
-    assert _next_page({"servers": [], "servers_links": link}) == path
+    assert _next_page({"servers": [], "servers_links": link}, "servers", "/servers/detail?tags=hutch-1") == path
 
 
 # --- against a devcloud
