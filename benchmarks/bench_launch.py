@@ -34,6 +34,7 @@ from common import (
     spread,
     until,
 )
+from made_servers import make_server
 from running_hub import free_port
 
 from hub.database.engine import deployment_id, open_database
@@ -169,21 +170,9 @@ class Bench:
                 experiment_ids=[f"EX-{USER}"],
                 lifetime=timedelta(days=1),
             ).id
-        image, flavor, network = [
-            await self.cloud.image_id("hutch-notebook"),
-            await self.cloud.flavor_id("m1.small"),
-            await self.cloud.network_id("hutch"),
-        ]
-        port = await self.cloud.create_port(builders.port_request(network, instance_id, self.deployment))
-        body = builders.server_request(
-            instance_id=instance_id,
-            deployment_id=self.deployment,
-            image_id=image,
-            flavor_id=flavor,
-            port_id=port["id"],
-            user_data=builders.user_data(self.identity.hub_ca_pem(), 8765),
-        )
-        server_id, address = await self.cloud.create_server(body), port["fixed_ips"][0]["ip_address"]
+        user_data = builders.user_data(self.identity.hub_ca_pem(), 8765)
+        server_id, port = await make_server(self.cloud, self.deployment, instance_id, user_data)
+        address = port["fixed_ips"][0]["ip_address"]
         fingerprint = ""
         while not fingerprint:
             await asyncio.sleep(0.05)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import structlog
 from common import Figure, furnish, furnished_session, private_folder, report, spread
+from made_servers import make_server
 
 from hub import instances
 from hub.configuration import Hutch
 from hub.database.tables import Instance, Intent, IntentKind, Outcome, now
 from hub.facility import Facility
 from hub.steward.reconciling import Reconciler
-from spawner import builders
 from spawner.cloud import Cloud
 from spawner.devcloud.process import DevcloudProcess, running
 
@@ -94,21 +94,11 @@ def mark_running(instance: Instance) -> None:
 
 
 async def make_servers(cloud: Cloud, deployment_id: str, ids: list[str]) -> None:
-    network, image = await cloud.network_id("hutch"), await cloud.image_id("hutch-notebook")
-    flavor, room = await cloud.flavor_id("m1.small"), asyncio.Semaphore(8)
+    room = asyncio.Semaphore(8)
 
     async def make(instance_id: str) -> None:
         async with room:
-            port = await cloud.create_port(builders.port_request(network, instance_id, deployment_id))
-            body = builders.server_request(
-                instance_id=instance_id,
-                deployment_id=deployment_id,
-                image_id=image,
-                flavor_id=flavor,
-                port_id=port["id"],
-                user_data="",
-            )
-            await cloud.create_server(body)
+            await make_server(cloud, deployment_id, instance_id, user_data="")
 
     await asyncio.gather(*(make(one) for one in ids))
     while {server["status"] for server in await cloud.servers(deployment_id)} != {"ACTIVE"}:  # noqa: ASYNC110

@@ -34,6 +34,17 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+def delete_instance(page: Page, home: str, title: str) -> None:
+    """From its card, after a confirmation that names it."""
+    page.goto(home)
+    card = page.locator("article", has_text=title)
+    if not card.get_by_text("Delete").first.is_visible():
+        card.locator("summary").click()
+    card.get_by_text("Delete").first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text(title)
+    page.get_by_role("button", name="Delete").click()
+
+
 def run_cell(page: Page, code: str, answer: str) -> None:
     """A new notebook in JupyterLab, and its first cell."""
     page.locator(".jp-LauncherCard[title*='Python 3']").first.click()

@@ -6,6 +6,9 @@ People come and go within a test: `visitor` adds one whom no other test knows, s
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from typing import Any, TypeVar
 
 import requests
 from databases import database_url
-from running_hub import RunningHub, free_port, until
+from running_hub import REPOSITORY, RunningHub, free_port, until
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
@@ -117,6 +120,13 @@ class FacilityHub(RunningHub):
         with self.session() as session:
             session.add(Plan(id=name, **values))
         return name
+
+    def hutch(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """The command line, as an operator of this deployment calls it."""
+        path = os.pathsep.join([os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
+        own = {"HUTCH_CONFIG": str(self.config_file), "PYTHONPATH": str(REPOSITORY), "PATH": path, "COLUMNS": "250"}
+        command = [sys.executable, "-m", "hutch", *map(str, arguments)]
+        return subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, cwd=self.folder, check=False)
 
     # --- what a page would ask
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from facility_hub import FacilityHub, Visitor, facility
-from running_hub import REPOSITORY, until
+from running_hub import until
 from sqlalchemy import select
 
 from hub.database.seal import ADVICE
@@ -49,14 +46,6 @@ class Site:
             self._admin(f'DROP DATABASE "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}" OWNER {self._role}')
 
 
-def hutch(hub: FacilityHub, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HUTCH_CONFIG": str(hub.config_file), "PYTHONPATH": str(REPOSITORY)}
-    homes = ":".join(map(str, Path("/usr/lib/postgresql").glob("*/bin")))
-    environment["PATH"] = f"{os.environ['PATH']}:{homes}"
-    command = [sys.executable, "-m", "hutch", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=hub.folder)
-
-
 @pytest.fixture
 def site(postgresql, monkeypatch) -> Site:
     return Site(postgresql, monkeypatch)
@@ -81,7 +70,7 @@ def test_what_was_lost_is_restored_and_the_cloud_is_taken_back(site, hub, tmp_pa
     authority = (hub.state / "agent-tls/authority.pem").read_bytes()
     known = [visitor.login for visitor in (runs, restarted, stopped, later)]
 
-    said = hutch(hub, "backup", tmp_path / "backups")
+    said = hub.hutch("backup", tmp_path / "backups")
     assert said.returncode == 0, said.stderr
     made = Path(said.stdout.strip())
 
@@ -93,23 +82,23 @@ def test_what_was_lost_is_restored_and_the_cloud_is_taken_back(site, hub, tmp_pa
     before = {visitor.login: server_of(hub, visitor) for visitor in (runs, restarted, stopped)}
     new_server = server_of(hub, later)[0]
 
-    refused = hutch(hub, "restore", made)
+    refused = hub.hutch("restore", made)
     assert refused.returncode == 1 and "stop the hub" in refused.stderr
 
     hub.kill()
     hub.engine.dispose()
     site.empty_databases()
     shutil.rmtree(hub.state)
-    said = hutch(hub, "restore", made)
+    said = hub.hutch("restore", made)
     assert said.returncode == 0, said.stderr
-    refused = hutch(hub, "reconcile", "--dry-run")
+    refused = hub.hutch("reconcile", "--dry-run")
     assert refused.returncode == 1 and "hutch db seal --keep" in refused.stderr, "it acts on nothing before that is said"
     hub.start()
 
     # it might be a copy of a database that goes on elsewhere: until that is decided, nothing is touched
     until(lambda: ADVICE in hub.log(), "the steward says that it acts on nothing")
     assert [intent.kind for visitor in (runs, restarted) for intent in hub.instance(visitor).intents] == ["launch"] * 2
-    assert hutch(hub, "db", "seal", "--keep").returncode == 0
+    assert hub.hutch("db", "seal", "--keep").returncode == 0
 
     assert set(hub.change(lambda session: session.scalars(select(User.login).where(User.login.in_(known))).all())) == set(known)
     assert (hub.state / "agent-tls/authority.pem").read_bytes() == authority
@@ -122,21 +111,21 @@ def test_what_was_lost_is_restored_and_the_cloud_is_taken_back(site, hub, tmp_pa
 
 
 def test_half_a_backup_is_refused_and_changes_nothing(hub, tmp_path):
-    made = Path(hutch(hub, "backup", tmp_path / "backups").stdout.strip())
+    made = Path(hub.hutch("backup", tmp_path / "backups").stdout.strip())
     hub.stop()
     hub.engine.dispose()
     (made / "hutch").write_bytes((made / "hutch").read_bytes()[:5000])
-    said = hutch(hub, "restore", made)
+    said = hub.hutch("restore", made)
     assert said.returncode == 1 and "pg_restore failed" in said.stderr
     assert hub.change(lambda session: session.scalars(select(User.login).where(User.login == "ann")).one())
     (made / "hutch").unlink()
-    said = hutch(hub, "restore", made)
+    said = hub.hutch("restore", made)
     assert said.returncode == 1 and "not a whole backup: it has no hutch" in said.stderr
 
 
 def test_the_newest_backups_are_kept_for_this_account_only(hub, tmp_path):
     backups = tmp_path / "backups"
-    made = [Path(hutch(hub, "backup", backups, "--keep", "2").stdout.strip()) for _ in range(3)]
+    made = [Path(hub.hutch("backup", backups, "--keep", "2").stdout.strip()) for _ in range(3)]
     assert sorted(backups.iterdir()) == made[1:]
     assert {path.stat().st_mode & 0o077 for path in made[-1].rglob("*")} == {0}
     assert not list(made[-1].rglob("seal*"))

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from browser import run_cell
+from browser import delete_instance, run_cell
 from playwright.sync_api import Page, expect
 
 LAUNCH_MS = 90_000
@@ -55,12 +55,5 @@ def test_a_scientist_works_in_an_instance_of_their_own(sign_in: Callable[[str], 
     ann.wait_for_url(re.compile(r"//ann\.localhost:\d+/user/ann/[^/]+/lab"), timeout=LAUNCH_MS)
     expect(ann.locator(".jp-DirListing-content")).to_contain_text("kept.txt", timeout=60_000)
 
-    # deletes, after a confirmation that names it
-    ann.goto(f"{demo.address}/hub/home")
-    card = ann.locator("article", has_text="Films")
-    if not card.get_by_text("Delete").first.is_visible():
-        card.locator("summary").click()
-    card.get_by_text("Delete").first.click()
-    expect(ann.get_by_role("heading", level=1)).to_contain_text("Films")
-    ann.get_by_role("button", name="Delete").click()
+    delete_instance(ann, f"{demo.address}/hub/home", "Films")
     expect(ann.locator("main")).to_contain_text("can be restored", timeout=LAUNCH_MS)

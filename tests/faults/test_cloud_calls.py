@@ -16,10 +16,11 @@ from uuid import uuid4
 
 import pytest
 from faults.proxy import ACTIONS, Fault, FaultProxy
+from made_servers import make_server
 from sentences import is_plain
 from spawner_alone import SpawnerAlone, spawner_alone
 
-from spawner import belongings, builders
+from spawner import belongings
 from spawner.cloud import Cloud, CloudError
 from spawner.devcloud.process import running
 from spawner.launch import LaunchError
@@ -71,7 +72,7 @@ class Life:
 
     async def live(self) -> None:
         spawner = self.spawner
-        bystander = await self._bystander()
+        bystander, _ = await make_server(self.direct, spawner.deployment_id, str(uuid4()))
         await self._start("launch")
         (server,) = await self._servers("launched")
         # its agent may listen before the cloud has noticed that it is up
@@ -137,19 +138,6 @@ class Life:
         right = len(mine) <= 1 if expected is None else len(mine) == expected
         self.note(right, f"{when}: {len(mine)} servers")
         return mine
-
-    async def _bystander(self) -> str:
-        deployment, instance, cloud = self.spawner.deployment_id, str(uuid4()), self.direct
-        port = await cloud.create_port(builders.port_request(await cloud.network_id("hutch"), instance, deployment))
-        body = builders.server_request(
-            instance_id=instance,
-            deployment_id=deployment,
-            image_id=await cloud.image_id("hutch-notebook"),
-            flavor_id=await cloud.flavor_id("m1.small"),
-            port_id=port["id"],
-            user_data="#cloud-config\n",
-        )
-        return await cloud.create_server(body)
 
 
 def _changes(method: str, path: str) -> bool:

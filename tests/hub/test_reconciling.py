@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +13,8 @@ import pytest
 import requests
 from databases import database_url
 from facility_hub import FacilityHub, facility
-from running_hub import REPOSITORY, free_port, until
+from made_servers import make_server
+from running_hub import free_port, until
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from traitlets.config import Config
@@ -87,23 +85,9 @@ class Site:
             self.served["vera", name] = True
         return self.ask(add)
 
-    async def server(self, instance_id: str, *, tags: list[str] | None = None) -> dict[str, Any]:
+    async def server(self, instance_id: str) -> dict[str, Any]:
         """As a launch makes it, and up."""
-        cloud, deployment = self.reconciler.clouds[""], self.facility.deployment_id
-        image, flavor = await cloud.image_id("hutch-notebook"), await cloud.flavor_id("m1.small")
-        network = await cloud.network_id("hutch")
-        port = await cloud.create_port(builders.port_request(network, instance_id, deployment))
-        body = builders.server_request(
-            instance_id=instance_id,
-            deployment_id=deployment,
-            image_id=image,
-            flavor_id=flavor,
-            port_id=port["id"],
-            user_data=builders.user_data("ca", 1),
-        )
-        if tags is not None:
-            body["server"]["tags"] = tags
-        server_id = await cloud.create_server(body)
+        server_id, port = await make_server(self.reconciler.clouds[""], self.facility.deployment_id, instance_id)
         return until(lambda: self._up(server_id), "the server is up") | {"port": port["id"]}
 
     def _up(self, server_id: str) -> dict[str, Any] | None:
@@ -422,13 +406,13 @@ def test_the_command_line_shows_a_running_deployment_and_does_a_pass(hub: Facili
     body["tags"] = [f"hutch-{hub.deployment}"]
     made = hub.cloud.compute.post("/servers", json={"server": body}, microversion="2.79").json()["server"]["id"]
     try:
-        shown = _hutch(hub, "reconcile", "--dry-run")
+        shown = hub.hutch("reconcile", "--dry-run")
         assert shown.returncode == 0, shown.stderr
         assert made in shown.stdout and State.ORPHAN.sentence in " ".join(shown.stdout.split())
         assert server["id"] not in shown.stdout and not _rows(hub, made)
-        assert _hutch(hub, "reconcile").returncode == 0 and _rows(hub, made) == ["orphan"]
+        assert hub.hutch("reconcile").returncode == 0 and _rows(hub, made) == ["orphan"]
         hub.devcloud.fault(method="GET", path="/network/v2.0/ports", action="status", status=403, times=None)
-        refused = _hutch(hub, "reconcile")
+        refused = hub.hutch("reconcile")
         assert refused.returncode == 1 and "refused to list the network ports" in refused.stderr
     finally:
         hub.devcloud.clear_faults()
@@ -469,9 +453,3 @@ def test_an_ordinary_life_is_no_difference(tmp_path):
 def _rows(hub: FacilityHub, resource_id: str) -> list[str]:
     with hub.session() as session:
         return list(session.scalars(select(CloudFinding.state).where(CloudFinding.resource_id == resource_id)))
-
-
-def _hutch(hub: FacilityHub, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HUTCH_CONFIG": str(hub.config_file), "PYTHONPATH": str(REPOSITORY), "COLUMNS": "250"}
-    command = [sys.executable, "-m", "hutch", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=hub.folder)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from browser import chromium, run_cell
+from browser import chromium, delete_instance, run_cell
 from facility_hub import FacilityHub
 from openstack.connection import Connection
 from playwright.sync_api import Browser, Page, expect
@@ -21,11 +21,11 @@ LAUNCH_MS = 500_000
 WRITTEN = "from pathlib import Path; Path('kept.txt').write_text('beam on'); print(6 * 7)"
 CONFIG = """
 c.JupyterHub.hub_ip = "10.77.0.1"
+c.ConfigurableHTTPProxy.api_url = c.ConfigurableHTTPProxy.api_url.replace("http:", "https:")
 c.Hutch.delete_grace_days = 0
 c.Spawner.http_timeout = 120
 c.OpenStackSpawner.cloud_name = "hutch-app"
 c.OpenStackSpawner.network = "hutch"
-c.OpenStackSpawner.security_groups = ["hutch-hub"]
 c.OpenStackSpawner.availability_zone = "real"
 c.OpenStackSpawner.boot_timeout_seconds = 400
 c.OpenStackSpawner.stop_timeout_seconds = 150
@@ -35,8 +35,9 @@ c.OpenStackSpawner.slow_listing_seconds = 5
 
 
 @pytest.fixture
-def facility(real_cloud: Connection, tmp_path: Path) -> Iterator[FacilityHub]:
-    hub = FacilityHub(tmp_path, SimpleNamespace(clouds_yaml=CLOUDS_YAML), CONFIG)
+def facility(real_cloud: Connection, firewall: Callable[[str], str], tmp_path: Path) -> Iterator[FacilityHub]:
+    guarded = f"c.OpenStackSpawner.security_groups = [{firewall('10.77.0.1')!r}]\n"
+    hub = FacilityHub(tmp_path, SimpleNamespace(clouds_yaml=CLOUDS_YAML), CONFIG + guarded)
     hub.plan("machine", image="base-notebook", flavor="m1.small")
     try:
         hub.start()
@@ -86,12 +87,7 @@ def works(page: Page, home: str) -> None:
     until_open(page)
     expect(page.locator(".jp-DirListing-content")).to_contain_text("kept.txt", timeout=60_000)
 
-    page.goto(home)
-    card = page.locator("article", has_text="Films")
-    if not card.get_by_text("Delete").first.is_visible():
-        card.locator("summary").click()
-    card.get_by_text("Delete").first.click()
-    page.get_by_role("button", name="Delete").click()
+    delete_instance(page, home, "Films")
     expect(page.get_by_role("heading", level=1)).to_have_text("My instances")
 
 

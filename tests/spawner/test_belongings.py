@@ -6,8 +6,9 @@ import asyncio
 from uuid import uuid4
 
 import pytest
+from made_servers import make_server
 
-from spawner import belongings, builders
+from spawner import belongings
 from spawner.cloud import Cloud
 from spawner.devcloud.process import DevcloudProcess
 
@@ -20,16 +21,7 @@ def ours(devcloud: DevcloudProcess) -> Cloud:
 
 
 async def launched(cloud: Cloud, instance_id: str, deployment_id: str = OURS) -> str:
-    port = await cloud.create_port(builders.port_request(await cloud.network_id("hutch"), instance_id, deployment_id))
-    body = builders.server_request(
-        instance_id=instance_id,
-        deployment_id=deployment_id,
-        image_id=await cloud.image_id("hutch-notebook"),
-        flavor_id=await cloud.flavor_id("m1.small"),
-        port_id=port["id"],
-        user_data="#cloud-config\n",
-    )
-    server_id = await cloud.create_server(body)
+    server_id, _ = await make_server(cloud, deployment_id, instance_id)
     async with asyncio.timeout(30):
         while True:
             server = await cloud.server(server_id)
