@@ -57,6 +57,11 @@ INVENTORY: dict[str, Kept] = {
     "intent": Kept("to carry out what was asked, and to explain it later", ("actor",), ("reason", "message", "detail")),
     "launch_wait": Kept("to launch in turn"),
     "instance_event": Kept("to explain what happened to an instance", ("actor",), ("message",)),
+    "support_access": Kept("to decide who of support may enter an instance, and to explain it later", words=("reason",)),
+    "invitation": Kept("to let in those who were invited"),
+    "desktop_ticket": Kept("to let somebody in to a desktop once", days=1, since="expires_at"),
+    "desktop_session": Kept("to count use, and to tell the owner who was there"),
+    "thumbnail": Kept("to show owners their desktops, where they want it", days=30, since="taken_at"),
     "notice": Kept("to tell a person something once", words=("subject", "text"), days=90, since="at"),
     "etl_run": Kept("to explain where a record comes from", words=("message",)),
     "etl_change": Kept("to undo a run, and to explain a change", days=90),
@@ -94,7 +99,7 @@ def export(session: Session, login: str) -> dict[str, list[dict[str, Any]]]:
         conditions[table.name] = conditions.get(table.name, table.c[column] != table.c[column]) | (table.c[column] == user.id)
     owned = select(Instance.id).where(Instance.owner_id == user.id)
     conditions |= {name: _in_history(tables[name], user) for name in ("intent", "instance_event")}
-    conditions["instance_experiment"] = tables["instance_experiment"].c.instance_id.in_(owned)
+    conditions |= {name: tables[name].c.instance_id.in_(owned) for name in ("instance_experiment", "thumbnail")}
     conditions |= {name: _mentions(tables[name], user) for name in OF_RUNS}
     return {
         name: rows
@@ -133,9 +138,11 @@ def forget(session: Session, login: str, at: datetime) -> str:
         raise PersonError(f"{login} still owns instances; delete them first, and wait until their grace is over")
     for name in OF_RUNS:
         session.execute(delete(Base.metadata.tables[name]).where(_mentions(Base.metadata.tables[name], user)))
-    for name in ("identity", "identity_suggestion", "notice"):
+    for name in ("identity", "identity_suggestion", "notice", "desktop_ticket"):
         table = Base.metadata.tables[name]
         session.execute(delete(table).where(table.c.user_id == user.id))
+    thumbnail, owned = Base.metadata.tables["thumbnail"], select(Instance.id).where(Instance.owner_id == user.id)
+    session.execute(delete(thumbnail).where(thumbnail.c.instance_id.in_(owned)))
     pseudonym = f"{FORGOTTEN}-{secrets.token_hex(6)}"
     _overwrite_words(session, user)
     _rename(session, user, pseudonym, at)
@@ -148,9 +155,16 @@ def _overwrite_words(session: Session, user: User) -> None:
         table = Base.metadata.tables[name]
         if not kept.words or name in ("notice", "etl_run"):
             continue
-        of_person = table.c.owner_id == user.id if name == "instance" else _in_history(table, user)
+        of_person = table.c.owner_id == user.id if name == "instance" else _written(table, user)
         blank = {column: FORGOTTEN if not table.c[column].nullable else None for column in kept.words}
         session.execute(update(table).where(of_person).values(blank))
+
+
+def _written(table: Table, user: User) -> ColumnElement[bool]:
+    if "actor" in table.c:
+        return _in_history(table, user)
+    owned = select(Instance.id).where(Instance.owner_id == user.id)
+    return or_(table.c.user_id == user.id, table.c.instance_id.in_(owned))
 
 
 def _rename(session: Session, user: User, pseudonym: str, at: datetime) -> None:

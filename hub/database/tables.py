@@ -11,7 +11,21 @@ from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import JSON, ColumnElement, DateTime, ForeignKey, Index, MetaData, String, Text, TypeDecorator, or_, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    or_,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -358,6 +372,11 @@ class Instance(Base):
     deleted_at: Mapped[datetime | None]
     purge_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]
+    # what becomes of the others at the desktop when the owner leaves it: "disconnect", "lock" or "stay"
+    when_owner_leaves: Mapped[str] = mapped_column(default="disconnect")
+    # members, and support, also while the owner is not there
+    members_enter_freely: Mapped[bool] = mapped_column(default=False)
+    thumbnails: Mapped[bool] = mapped_column(default=False)
 
     owner: Mapped[User] = relationship()
     plan: Mapped[Plan] = relationship()
@@ -452,6 +471,93 @@ class LaunchWait(Base):
     tried_at: Mapped[datetime | None]
 
     intent: Mapped[Intent] = relationship()
+
+
+# --- desktops
+
+
+class SupportAccess(Base):
+    """Support asks to be let in, with a reason; the owner answers with a right until a moment, or refuses.
+
+    right: "view" or "control"; None while it is not answered, or when it was refused. ended_at: refused, ended or withdrawn.
+    """
+
+    __tablename__ = "support_access"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"))
+    reason: Mapped[str] = mapped_column(Text)
+    asked_at: Mapped[datetime] = mapped_column(default=now)
+    answered_at: Mapped[datetime | None]
+    right: Mapped[str | None]
+    until: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    answered_by: Mapped[str | None] = mapped_column(ForeignKey("user.id"))
+
+    user: Mapped[User] = relationship(foreign_keys=[user_id])
+    instance: Mapped[Instance] = relationship()
+
+
+class Invitation(Base):
+    """A link by which people become members: whoever is the first to follow it (one_time), or everybody until it expires."""
+
+    __tablename__ = "invitation"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
+    # SHA-256 of the code, which is kept nowhere
+    code_hash: Mapped[str] = mapped_column(unique=True)
+    # driver or viewer
+    role: Mapped[str]
+    one_time: Mapped[bool]
+    created_by: Mapped[str] = mapped_column(ForeignKey("user.id"))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+    used_by: Mapped[str | None] = mapped_column(ForeignKey("user.id"))
+    revoked_at: Mapped[datetime | None]
+
+    instance: Mapped[Instance] = relationship()
+
+
+class DesktopTicket(Base):
+    """Lets one person in to one desktop, once and at once. hash: SHA-256 of the ticket, which is kept nowhere."""
+
+    __tablename__ = "desktop_ticket"
+    hash: Mapped[str] = mapped_column(primary_key=True)
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"))
+    expires_at: Mapped[datetime]
+
+
+class DesktopSession(Base):
+    """One person at one desktop, with one right; what they typed is counted, never kept. bytes_out: to the browser."""
+
+    __tablename__ = "desktop_session"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
+    part: Mapped[str]
+    control: Mapped[bool]
+    started_at: Mapped[datetime] = mapped_column(default=now)
+    ended_at: Mapped[datetime | None]
+    end_reason: Mapped[str] = mapped_column(default="")
+    bytes_out: Mapped[int] = mapped_column(BigInteger, default=0)
+    bytes_in: Mapped[int] = mapped_column(BigInteger, default=0)
+    keys: Mapped[int] = mapped_column(BigInteger, default=0)
+    pointers: Mapped[int] = mapped_column(BigInteger, default=0)
+    last_input_at: Mapped[datetime | None]
+
+
+class Thumbnail(Base):
+    """A small picture of an instance's desktop, where its owner wants one."""
+
+    __tablename__ = "thumbnail"
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), primary_key=True)
+    taken_at: Mapped[datetime] = mapped_column(default=now)
+    picture: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+# --- the cloud, and this deployment
 
 
 class CloudRoom(Base):
