@@ -34,6 +34,9 @@ WHOM = {
     "part": OWNER,
     "owner-away": OWNER,
     "consent-needed": OWNER,
+    "consent-view": OWNER,
+    "locked": OWNER,
+    "sent-away": OWNER,
 }
 
 
@@ -236,5 +239,6 @@ WORDS: dict[str, Callable[[Any], str]] = {
     "proposal": lambda row: f"proposal {row.id}, " + (f"open from {row.public_at:%-d %b %Y}" if row.public_at else "never open"),
     "plan": lambda row: f"plan {row.name}, {row.cores} cores",
     "instance": lambda row: f"instance {row.display_name} of {row.owner.login}",
+    "support_access": lambda row: f"{row.right or 'nothing'} granted to support, until {row.until or '…'}",
     "instance_member": lambda row: f"{row.role} in the instance since {row.since:%-d %b %Y}",
 }

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Select, Text, bindparam, cast, func, literal, null, select, true, union_all
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from .access import Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, quota
+from .access import Consent, Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, quota
 from .database.tables import (
     Experiment,
     ExperimentMember,
@@ -23,6 +23,7 @@ from .database.tables import (
     InstrumentScientist,
     Plan,
     Proposal,
+    SupportAccess,
     User,
     UserGroup,
     UserRole,
@@ -91,6 +92,13 @@ INSTANCE = (
     .where(User.login == bindparam("login"), Instance.server_name == bindparam("server_name"), Instance.deleted_at.is_(None))
     .options(joinedload(Instance.plan), selectinload(Instance.experiments))
 )
+CONSENT = (
+    select(SupportAccess.right, SupportAccess.until, SupportAccess.id)
+    .where(SupportAccess.instance_id == bindparam("instance_id"), SupportAccess.user_id == bindparam("user_id"))
+    .where(SupportAccess.right.is_not(None), SupportAccess.ended_at.is_(None))
+    .order_by(SupportAccess.id.desc())
+    .limit(1)
+)
 
 
 # --- people, experiments
@@ -144,7 +152,16 @@ def find_place(session: Session, instance: Instance, person: Person, terms: Term
         owner_is_staff=person.id != instance.owner_id and session.scalar(is_staff) is not None,
         members={person.id: role} if role else {},
         visits=tuple(_visits(session, VISITS.where(Experiment.id.in_(chosen)), person.id)),
+        when_owner_leaves=instance.when_owner_leaves,
+        members_enter_freely=instance.members_enter_freely,
+        consented={person.id: consent} if (consent := _consent(session, instance.id, person.id)) else {},
     )
+
+
+def _consent(session: Session, instance_id: str, user_id: str) -> Consent | None:
+    """What the owner granted last, also when its time is over; not what was ended."""
+    row: Any = session.execute(CONSENT, {"instance_id": instance_id, "user_id": user_id}).first()
+    return Consent(*row) if row else None
 
 
 def find_subject(session: Session, instance: Instance, terms: Terms) -> Subject:

@@ -5,7 +5,25 @@ rests on. The rules follow VISA's (manual sections *Who may create what*, *Insta
 throughout: what has expired is absent, and what a person holds adds up. `docs/access.md` shows the tables.
 """
 
-from .facts import ADMIN, UNLIMITED, Decision, Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, ref
+from .desktops import Right, Standing, standing
+from .facts import (
+    ADMIN,
+    UNLIMITED,
+    Consent,
+    Decision,
+    Grant,
+    Limit,
+    Person,
+    Place,
+    PlanOffer,
+    Quota,
+    Terms,
+    Usage,
+    Visit,
+    WhenOwnerLeaves,
+    holding,
+    ref,
+)
 from .instances import ENTERING, MAY, TASKS, Action, Part, Task, may_act, may_run, parts_of
 from .launches import (
     WITHOUT_EXPERIMENT,

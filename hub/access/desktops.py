@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Flag, auto
+
+from .facts import Decision, Person, Place, Terms
+from .instances import Action, may_act
 
 
 class Right(Flag):
@@ -17,3 +21,30 @@ class Right(Flag):
 
 
 CONTROL = Right.VIEW | Right.POINTER | Right.KEYBOARD | Right.CLIPBOARD_IN | Right.CLIPBOARD_OUT | Right.RESIZE
+NOTHING = Right(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What somebody may do at a desktop now. watch: why they are let in, or not; control: why they may drive when it is their turn.
+
+    One person drives at a time. Who may drive and does not sees, and the machine's clipboard is kept from them.
+    """
+
+    right: Right
+    watch: Decision
+    control: Decision
+
+    @property
+    def part(self) -> str:
+        """The part as which they are here; of several, that which lets them drive."""
+        decision = self.control or self.watch
+        return decision.rule if decision else ""
+
+
+def standing(person: Person, place: Place, terms: Terms, *, drives: bool) -> Standing:
+    """drives: it is their turn."""
+    watch, control = (may_act(person, action, place, terms) for action in (Action.WATCH, Action.CONTROL))
+    if not watch:
+        return Standing(NOTHING, watch, control)
+    return Standing(CONTROL if control and drives else Right.VIEW, watch, control)

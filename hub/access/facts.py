@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 UNLIMITED = -1
@@ -186,12 +187,29 @@ class Usage:
     last_plan: str = ""
 
 
+class WhenOwnerLeaves(StrEnum):
+    """What becomes of the members who are at the desktop when its owner leaves it."""
+
+    DISCONNECT = "disconnect"
+    LOCK = "lock"
+    STAY = "stay"
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What the owner grants somebody of support. right: "view" or "control"; request: the row that asked for it."""
+
+    right: str
+    until: datetime
+    request: int
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An instance as the rules see it: whose it is, who takes part, and for which experiments.
+    """An instance as the rules see it: whose it is, who takes part, for which experiments, and what its owner lets happen.
 
-    members: {user id: member role}. members_may_enter: the owner is there, or lets members in at any time.
-    consented: whom of support the owner has let in.
+    members: {user id: member role}. consented: {user id: what the owner grants}. Who is at the desktop is known only where its
+    connections are: owner_here; inside, who was let in and has not left; sent_away, by the owner, for a while.
     """
 
     id: str
@@ -199,5 +217,9 @@ class Place:
     owner_is_staff: bool = False
     members: Mapping[str, str] = field(default_factory=dict)
     visits: tuple[Visit, ...] = ()
-    members_may_enter: bool = False
-    consented: frozenset[str] = frozenset()
+    when_owner_leaves: str = WhenOwnerLeaves.DISCONNECT
+    members_enter_freely: bool = False
+    consented: Mapping[str, Consent] = field(default_factory=dict)
+    owner_here: bool = False
+    inside: frozenset[str] = frozenset()
+    sent_away: frozenset[str] = frozenset()

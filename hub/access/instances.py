@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 
-from .facts import ADMIN, Decision, Person, Place, Terms, ref
+from .facts import ADMIN, Decision, Person, Place, Terms, WhenOwnerLeaves, ref
 from .launches import may_see, may_use_experiments
 
 
@@ -51,8 +51,10 @@ MAY: dict[Part, frozenset[Action]] = {
     Part.ADMIN: _SUPPORT | {Action.START, Action.STOP, Action.EXTEND, Action.DELETE},
 }
 MEMBERS = frozenset({Part.DRIVER, Part.VIEWER})
+HELPERS = frozenset(Part) - MEMBERS - {Part.OWNER}
+AT_DESKTOP = frozenset({Action.WATCH, Action.CONTROL})
 # what shows or changes what is inside
-ENTERING = frozenset({Action.OPEN, Action.WATCH, Action.CONTROL})
+ENTERING = AT_DESKTOP | {Action.OPEN}
 # only for those to whom the instance's experiments are theirs; a start asks the rules of a launch besides
 WITH_EXPERIMENTS = ENTERING | {Action.EXTEND, Action.SHARE}
 
@@ -90,10 +92,39 @@ def _as(part: Part, grounds: tuple[str, ...], person: Person, action: Action, pl
         theirs = _experiments(part, person, action, place, terms)
         if not theirs:
             return theirs
-        if part in MEMBERS and action in ENTERING and not place.members_may_enter:
-            return Decision(False, "owner-away", "Members come in while the owner is there, or when the owner lets them.", grounds)
-    elif action in ENTERING and place.owner_is_staff and person.id not in place.consented:
+    if part is not Part.OWNER and action in AT_DESKTOP and person.id in place.sent_away:
+        return Decision(False, "sent-away", "The owner has sent you away from this desktop for now.", grounds)
+    if part in MEMBERS and action in ENTERING:
+        return _member(part, grounds, person, action, place)
+    if part in HELPERS and action in ENTERING and place.owner_is_staff:
+        return _helper(part, grounds, person, action, place, terms)
+    return Decision(True, part, records=grounds)
+
+
+def _member(part: Part, grounds: tuple[str, ...], person: Person, action: Action, place: Place) -> Decision:
+    """Members come in while the owner is there; what becomes of those inside when the owner leaves is their choice."""
+    allowed = Decision(True, part, records=grounds)
+    if place.owner_here or place.members_enter_freely:
+        return allowed
+    if action in AT_DESKTOP and person.id in place.inside:
+        if place.when_owner_leaves == WhenOwnerLeaves.STAY:
+            return allowed
+        if place.when_owner_leaves == WhenOwnerLeaves.LOCK:
+            locked = Decision(False, "locked", "The owner has left: until they are back, members only see.", grounds)
+            return allowed if action is Action.WATCH else locked
+    return Decision(False, "owner-away", "Members come in while the owner is there, or when the owner lets them.", grounds)
+
+
+def _helper(part: Part, grounds: tuple[str, ...], person: Person, action: Action, place: Place, terms: Terms) -> Decision:
+    """A member of staff says whom of support they let in, and until when; whether they are there themselves does not matter."""
+    consent = place.consented.get(person.id)
+    if consent is None:
         return Decision(False, "consent-needed", "The owner is staff: support comes in when the owner consents.", grounds)
+    grounds = (*grounds, ref("support_access", str(consent.request)))
+    if consent.until <= terms.at:
+        return Decision(False, "consent-needed", "The time for which the owner let you in is over.", grounds)
+    if action is Action.CONTROL and consent.right != Action.CONTROL:
+        return Decision(False, "consent-view", "The owner lets you see this desktop, not control it.", grounds)
     return Decision(True, part, records=grounds)
 
 

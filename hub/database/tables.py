@@ -374,7 +374,7 @@ class Instance(Base):
     purged_at: Mapped[datetime | None]
     # what becomes of the others at the desktop when the owner leaves it: "disconnect", "lock" or "stay"
     when_owner_leaves: Mapped[str] = mapped_column(default="disconnect")
-    # members, and support, also while the owner is not there
+    # while the owner is not there too
     members_enter_freely: Mapped[bool] = mapped_column(default=False)
     thumbnails: Mapped[bool] = mapped_column(default=False)
 

@@ -13,6 +13,7 @@ from hub.access import (
     MAY,
     UNLIMITED,
     Action,
+    Consent,
     Decision,
     Grant,
     Limit,
@@ -21,6 +22,7 @@ from hub.access import (
     Place,
     PlanOffer,
     Quota,
+    Right,
     Terms,
     Usage,
     Visit,
@@ -34,6 +36,7 @@ from hub.access import (
     may_use_experiments,
     quota,
     ref,
+    standing,
 )
 from hub.database.tables import FacilityRole
 
@@ -323,8 +326,12 @@ places = st.builds(
     owner_is_staff=st.booleans(),
     members=st.dictionaries(logins, st.sampled_from(["owner", "driver", "viewer", "support", ""])),
     visits=some_visits.map(tuple),
-    members_may_enter=st.booleans(),
-    consented=st.frozensets(logins),
+    when_owner_leaves=st.sampled_from(["disconnect", "lock", "stay"]),
+    members_enter_freely=st.booleans(),
+    consented=st.dictionaries(logins, st.builds(Consent, st.sampled_from(["view", "control"]), moments, st.integers(1, 9))),
+    owner_here=st.booleans(),
+    inside=st.frozensets(logins),
+    sent_away=st.frozensets(logins),
 )
 quotas = st.builds(Quota, st.none() | st.integers(-1, 5), st.none() | st.integers(-1, 5))
 
@@ -357,7 +364,12 @@ def test_more_memberships_never_take_access_away(who, offer, chosen, usage, wher
 def test_a_greater_part_never_takes_access_away(who, where, terms):
     grown = {None: "viewer", "": "viewer", "viewer": "driver"}.get(where.members.get(who.id))
     greater = replace(where, members={**where.members, who.id: grown} if grown else where.members)
-    agreed = replace(greater, members_may_enter=True, consented=greater.consented | {who.id})
+    agreed = replace(
+        greater,
+        owner_here=True,
+        members_enter_freely=True,
+        consented={**greater.consented, who.id: Consent("control", NOW + A_DAY, 9)},
+    )
     for action in Action:
         allowed = [bool(may_act(who, action, one, terms)) for one in (where, greater, agreed)]
         assert allowed == sorted(allowed)
@@ -402,6 +414,30 @@ def test_nobody_gets_in_but_owner_members_support_and_admins(who, where, terms):
         assert not decision or inside
         assert not decision or action in MAY[Part(decision.rule)]
         assert inside or decision.rule == "not-yours"
+
+
+@given(people, places, some_terms, st.booleans())
+def test_who_drives_may_control_and_who_sees_may_watch(who, where, terms, drives):
+    judged = standing(who, where, terms, drives=drives)
+    may = {action: bool(may_act(who, action, where, terms)) for action in Action}
+    assert bool(judged.right) == may[Action.WATCH]
+    assert (judged.right == Right.VIEW) == (may[Action.WATCH] and not (drives and may[Action.CONTROL]))
+    assert bool(judged.part) == may[Action.WATCH]
+
+
+@given(people, places, some_terms)
+def test_a_consent_that_is_over_is_as_if_it_had_never_been(who, where, terms):
+    over = {name: replace(one, until=NOW - A_SECOND) for name, one in where.consented.items()}
+    for action in Action:
+        allowed = [bool(may_act(who, action, replace(where, consented=one), terms)) for one in (over, {})]
+        assert len(set(allowed)) == 1
+
+
+@given(people, places, some_terms)
+def test_who_is_neither_inside_nor_free_to_come_meets_the_owner_first(who, where, terms):
+    outside = replace(where, owner_here=False, members_enter_freely=False, inside=frozenset())
+    decision = may_act(who, Action.WATCH, outside, terms)
+    assert not decision or decision.rule not in ("driver", "viewer")
 
 
 @given(people, plans, some_visits, usages, some_terms)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hub import explaining
-from hub.access import MAY, TASKS, WITHOUT_EXPERIMENT, Action, Part
+from hub.access import MAY, TASKS, WITHOUT_EXPERIMENT, Action, Part, WhenOwnerLeaves
 from hub.configuration import Hutch
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +30,11 @@ def test_what_each_part_may_do():
 def test_the_tasks_of_staff():
     _, _, *rows = shown("tasks")
     assert rows == [[f"`{task}`", ", ".join(f"`{role}`" for role in sorted(TASKS[task]))] for task in TASKS]
+
+
+def test_what_becomes_of_a_desktop_when_its_owner_leaves():
+    _, _, *rows = shown("owner-leaves")
+    assert [row[0] for row in rows] == [f"`{policy}`" for policy in WhenOwnerLeaves]
 
 
 def rules() -> set[str]:

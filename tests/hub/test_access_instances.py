@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
 
 import pytest
 
-from hub.access import MAY, TASKS, Action, Grant, Part, Person, Place, Task, Terms, Visit, holding, may_act, may_run
+from hub.access import (
+    MAY,
+    TASKS,
+    Action,
+    Consent,
+    Grant,
+    Part,
+    Person,
+    Place,
+    Right,
+    Task,
+    Terms,
+    Visit,
+    holding,
+    may_act,
+    may_run,
+    standing,
+)
+from hub.access.desktops import CONTROL as ALL_RIGHTS
 from hub.database.tables import FacilityRole
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -20,6 +39,9 @@ RULES = {
     "part": "part",
     "away": "owner-away",
     "ask": "consent-needed",
+    "look": "consent-view",
+    "lock": "locked",
+    "sent": "sent-away",
     "left": "experiment-membership",
     "gone": "experiment-gone",
     "needs": "experiment-needed",
@@ -40,6 +62,16 @@ ann, guest, without experiment          +     +     +     +       +     +    +  
 ann, no longer guest, without one       +     needs needs needs   +     +    needs  needs +      +
 driver, owner there                     +     +     +     +       part  part part   part  part   part
 driver, owner away                      +     away  away  away    part  part part   part  part   part
+driver, who may come freely             +     +     +     +       part  part part   part  part   part
+driver, owner left, out                 +     away  away  away    part  part part   part  part   part
+driver, owner left, locked              +     away  +     lock    part  part part   part  part   part
+driver, owner left, stays               +     away  +     +       part  part part   part  part   part
+driver, comes to a locked one           +     away  away  away    part  part part   part  part   part
+driver, comes to one that goes on       +     away  away  away    part  part part   part  part   part
+driver, sent away                       +     +     sent  sent    part  part part   part  part   part
+ann, sent away by herself               +     +     +     +       +     +    +      +     +      +
+viewer, owner left, locked              +     part  +     part    part  part part   part  part   part
+viewer, owner left, stays               +     part  +     part    part  part part   part  part   part
 driver, no longer in the experiment     +     left  left  left    part  part part   part  part   part
 driver, instance without experiment     +     +     +     +       part  part part   part  part   part
 driver, no longer one                   none  none  none  none    none  none none   none  none   none
@@ -49,6 +81,7 @@ viewer, no longer in the experiment     +     part  left  part    part  part par
 support by invitation                   +     part  +     +       part  part part   part  part   +
 support by invitation, owner staff      +     part  ask   ask     part  part part   part  part   +
 support by invitation, owner consents   +     part  +     +       part  part part   part  part   +
+support by invitation, sent away        +     part  sent  sent    part  part part   part  part   +
 member whose row says owner             none  none  none  none    none  none none   none  none   none
 a stranger                              none  none  none  none    none  none none   none  none   none
 a stranger in the same experiment       none  none  none  none    none  none none   none  none   none
@@ -75,6 +108,12 @@ control, too early, and scientist       +     part  +     +       part  part par
 it-support                              +     part  +     +       part  part part   part  part   +
 it-support, owner staff                 +     part  ask   ask     part  part part   part  part   +
 it-support, owner consents              +     part  +     +       part  part part   part  part   +
+it-support, owner lets them see         +     part  +     look    part  part part   part  part   +
+it-support, owner consented until now   +     part  ask   ask     part  part part   part  part   +
+it-support, consent for a second more   +     part  +     +       part  part part   part  part   +
+it-support, owner consents and leaves   +     part  +     +       part  part part   part  part   +
+it-support, members come freely         +     part  ask   ask     part  part part   part  part   +
+it-support, consent to somebody else    +     part  ask   ask     part  part part   part  part   +
 it-support, without experiment          +     part  +     +       part  part part   part  part   +
 it-support and driver, owner there      +     +     +     +       part  part part   part  part   +
 it-support and driver, owner away       +     away  +     +       part  part part   part  part   +
@@ -95,13 +134,19 @@ def person(*roles: str, id: str = "bob", on: str = "") -> Person:
 
 
 def place(*visits: Visit, part: str = "", there: bool = True, **more) -> Place:
-    return Place("i1", "ann", members={"bob": part} if part else {}, visits=visits, members_may_enter=there, **more)
+    return Place("i1", "ann", members={"bob": part} if part else {}, visits=visits, owner_here=there, **more)
+
+
+def consent(right: str = "control", until: timedelta = A_DAY, to: str = "bob") -> dict:
+    return {"owner_is_staff": True, "consented": {to: Consent(right, NOW + until, 7)}}
 
 
 TEAM, OWNERS = visit("ann", "bob"), visit("ann")
 GONE, PAST = visit(gone=True), visit("ann", starts=-40 * A_DAY, ends=-30 * A_DAY)
 ANN, BOB = person(id="ann"), person()
-STAFFED, AGREED = {"owner_is_staff": True}, {"owner_is_staff": True, "consented": frozenset({"bob"})}
+STAFFED, AGREED = {"owner_is_staff": True}, consent()
+LEFT = {"there": False, "inside": frozenset({"bob"})}
+SENT = {"sent_away": frozenset({"ann", "bob"})}
 CONTROL, HELP, ADMIN = person("instrument-control"), person("it-support"), person("admin")
 ON_ID16 = person(on="ID16")
 
@@ -117,6 +162,16 @@ ROWS = {
     "ann, no longer guest, without one": (ANN, place()),
     "driver, owner there": (BOB, place(TEAM, part="driver")),
     "driver, owner away": (BOB, place(TEAM, part="driver", there=False)),
+    "driver, who may come freely": (BOB, place(TEAM, part="driver", there=False, members_enter_freely=True)),
+    "driver, owner left, out": (BOB, place(TEAM, part="driver", **LEFT)),
+    "driver, owner left, locked": (BOB, place(TEAM, part="driver", **LEFT, when_owner_leaves="lock")),
+    "driver, owner left, stays": (BOB, place(TEAM, part="driver", **LEFT, when_owner_leaves="stay")),
+    "driver, comes to a locked one": (BOB, place(TEAM, part="driver", there=False, when_owner_leaves="lock")),
+    "driver, comes to one that goes on": (BOB, place(TEAM, part="driver", there=False, when_owner_leaves="stay")),
+    "driver, sent away": (BOB, place(TEAM, part="driver", **SENT)),
+    "ann, sent away by herself": (ANN, place(OWNERS, **SENT)),
+    "viewer, owner left, locked": (BOB, place(TEAM, part="viewer", **LEFT, when_owner_leaves="lock")),
+    "viewer, owner left, stays": (BOB, place(TEAM, part="viewer", **LEFT, when_owner_leaves="stay")),
     "driver, no longer in the experiment": (BOB, place(OWNERS, part="driver")),
     "driver, instance without experiment": (BOB, place(part="driver", **STAFFED)),
     "driver, no longer one": (BOB, place(TEAM)),
@@ -126,6 +181,7 @@ ROWS = {
     "support by invitation": (BOB, place(OWNERS, part="support", there=False)),
     "support by invitation, owner staff": (BOB, place(OWNERS, part="support", **STAFFED)),
     "support by invitation, owner consents": (BOB, place(OWNERS, part="support", **AGREED)),
+    "support by invitation, sent away": (BOB, place(OWNERS, part="support", **SENT)),
     "member whose row says owner": (BOB, place(TEAM, part="owner")),
     "a stranger": (BOB, place(OWNERS)),
     "a stranger in the same experiment": (BOB, place(TEAM)),
@@ -152,6 +208,12 @@ ROWS = {
     "it-support": (HELP, place(PAST, there=False)),
     "it-support, owner staff": (HELP, place(OWNERS, **STAFFED)),
     "it-support, owner consents": (HELP, place(OWNERS, **AGREED)),
+    "it-support, owner lets them see": (HELP, place(OWNERS, **consent("view"))),
+    "it-support, owner consented until now": (HELP, place(OWNERS, **consent(until=0 * A_DAY))),
+    "it-support, consent for a second more": (HELP, place(OWNERS, **consent(until=A_SECOND))),
+    "it-support, owner consents and leaves": (HELP, place(OWNERS, there=False, **AGREED)),
+    "it-support, members come freely": (HELP, place(OWNERS, members_enter_freely=True, **STAFFED)),
+    "it-support, consent to somebody else": (HELP, place(OWNERS, **consent(to="eve"))),
     "it-support, without experiment": (HELP, place()),
     "it-support and driver, owner there": (HELP, place(TEAM, part="driver")),
     "it-support and driver, owner away": (HELP, place(TEAM, part="driver", there=False)),
@@ -214,9 +276,13 @@ def test_a_notebook_is_opened_by_the_owner_and_drivers_only():
         (may_act(ON_ID16, Action.WATCH, place(OWNERS), TERMS), ["instrument_scientist:ID16/bob", "experiment:P1-1"]),
         (may_act(CONTROL, Action.WATCH, place(OWNERS), TERMS), ["user_role:bob/instrument-control", "experiment:P1-1"]),
         (may_act(ADMIN, Action.DELETE, place(OWNERS), TERMS), ["user_role:bob/admin"]),
+        (
+            may_act(HELP, Action.WATCH, place(OWNERS, **AGREED), TERMS),
+            ["user_role:bob/it-support", "support_access:7"],
+        ),
         (may_act(ANN, Action.OPEN, place(visit()), TERMS), ["experiment:P1-1", "experiment_member:P1-1/ann"]),
     ],
-    ids=["owner", "member", "scientist", "control", "admin", "left"],
+    ids=["owner", "member", "scientist", "control", "admin", "consent", "left"],
 )
 def test_a_decision_names_the_records_that_it_rests_on(decision, records):
     assert list(decision.records) == records
@@ -228,3 +294,42 @@ def test_tasks_of_staff(task, role):
     allowed = {Task.EXPLAIN: helpdesk | {"staff"}, Task.FACILITY_DATA: helpdesk | {"staff"}, Task.CONFIRM_IDENTITY: helpdesk}
     assert TASKS[task] == allowed[task]
     assert bool(may_run(person(role), task)) is (role in allowed[task])
+
+
+# --- at a desktop: policy x whether the owner is there x part x whose turn it is
+
+
+def _expected(policy: str, there: bool, freely: bool, part: str, drives: bool) -> Right:
+    if part == "stranger":
+        return Right(0)
+    if part in ("driver", "viewer") and not there and not freely:
+        if policy == "disconnect":
+            return Right(0)
+        if policy == "lock":
+            return Right.VIEW
+    return ALL_RIGHTS if drives and part != "viewer" else Right.VIEW
+
+
+POLICIES = ("disconnect", "lock", "stay")
+PARTS = ("owner", "driver", "viewer", "it-support", "admin", "stranger")
+
+
+@pytest.mark.parametrize(
+    ("policy", "there", "freely", "part", "drives"), product(POLICIES, *[[False, True]] * 2, PARTS, [False, True])
+)
+def test_what_passes_through_a_connection_of_somebody_inside(policy, there, freely, part, drives):
+    who = ANN if part == "owner" else person(*{part}.intersection(("it-support", "admin")))
+    where = place(TEAM, part=part if part in ("driver", "viewer") else "", there=there, inside=frozenset({"bob"}))
+    judged = standing(who, replace(where, when_owner_leaves=policy, members_enter_freely=freely), TERMS, drives=drives)
+    assert judged.right == _expected(policy, there, freely, part, drives)
+    assert judged.part == (part if judged.right else "")
+
+
+@pytest.mark.parametrize("drives", [False, True])
+def test_who_is_granted_to_see_never_drives(drives):
+    judged = standing(HELP, place(OWNERS, **consent("view")), TERMS, drives=drives)
+    assert (judged.right, judged.part, judged.control.rule) == (Right.VIEW, "it-support", "consent-view")
+
+
+def test_a_viewer_has_nothing_that_goes_in_and_no_clipboard():
+    assert Right.VIEW == ALL_RIGHTS & ~(Right.POINTER | Right.KEYBOARD | Right.CLIPBOARD_IN | Right.CLIPBOARD_OUT | Right.RESIZE)

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from hub import records
-from hub.access import Person, Quota, Terms, Usage, may_use_experiments
+from hub.access import Consent, Person, Quota, Terms, Usage, may_use_experiments
 from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import (
     Experiment,
@@ -22,6 +22,7 @@ from hub.database.tables import (
     InstrumentScientist,
     Plan,
     Proposal,
+    SupportAccess,
     User,
     UserGroup,
     UserRole,
@@ -200,7 +201,21 @@ def test_an_instance_as_the_rules_see_it(session, ended):
     assert (place.id, place.owner_id, place.owner_is_staff) == ("a", "1", ended != "staff-role")
     assert place.members == ({} if ended == "member" else {"2": "driver"})
     assert [(visit.gone, bool(visit.roles)) for visit in place.visits] == [(ended == "experiment", ended != "membership")]
-    assert not place.members_may_enter and not place.consented
+    assert not (place.owner_here or place.members_enter_freely or place.consented)
+
+
+@pytest.mark.parametrize("became", ["granted", "not-answered", "refused", "ended", "of-another"])
+def test_what_the_owner_granted_to_support(session, became):
+    instance = launched(session, "a", when_owner_leaves="lock", members_enter_freely=True)
+    right = None if became in ("not-answered", "refused") else "view"
+    user = "1" if became == "of-another" else "2"
+    row = SupportAccess(instance_id="a", user_id=user, reason="help", right=right, until=NOW if right else None)
+    row.ended_at = NOW if became in ("refused", "ended") else None
+    session.add(row)
+    session.flush()
+    place = records.find_place(session, instance, found(session, "bob"), TERMS)
+    assert place.consented == ({"2": Consent("view", NOW, row.id)} if became == "granted" else {})
+    assert (place.when_owner_leaves, place.members_enter_freely) == ("lock", True)
 
 
 EXPIRED = UserRole()
