@@ -24,6 +24,7 @@ from ..configuration import Hutch
 from ..database.engine import open_database, sessions
 from .cloud import routes as cloud_routes
 from .desk import UnknownPerson
+from .desktop import routes as desktop_routes
 from .facility_data import routes as facility_routes
 from .guard import Guard
 from .hub_api import HubApi, HubRefusal, HubUnreachable, SignInNeeded
@@ -44,12 +45,13 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.state.sessions = sessions(open_database(hutch.database_url))
     app.state.identity = Identity(Path(hutch.state_dir) / "portal.key")
     app.state.pages = Pages(hutch, base)
-    for routes in (page_routes, launch_routes, why_routes, facility_routes, cloud_routes):
+    for routes in (page_routes, launch_routes, why_routes, facility_routes, cloud_routes, desktop_routes):
         app.include_router(routes, prefix=base.rstrip("/"))
     app.add_api_route(f"{base}oauth_callback", app.state.identity.come_back, response_model=None)
     app.add_api_route(f"{base}sign-out", lambda: app.state.identity.sign_out(hub_address()), response_model=None)
     for name, folder in STATIC.items():
-        app.mount(f"{base}static/{name}", StaticFiles(directory=folder))
+        # without the folder that tools/setup makes, only the page that needs it fails
+        app.mount(f"{base}static/{name}", StaticFiles(directory=folder, check_dir=False))
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)

@@ -24,6 +24,8 @@ STATIC = {
     "htmx": NODE_MODULES / "htmx.org" / "dist",
     "sse": NODE_MODULES / "htmx-ext-sse" / "dist",
     "portal": HERE / "static",
+    # made from browser/ by tools/setup
+    "desktop": HERE / "built",
 }
 
 

@@ -1,0 +1,81 @@
+"""The page of an instance's desktop, for its owner, its members and support; and the keyboard layout that it types with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import HTMLResponse
+from sqlalchemy.orm import Session
+
+from ..access import Action, Decision, may_act
+from ..database.tables import Instance
+from ..records import find_place
+from . import pages
+from .desk import AtDesk, Desk
+
+routes = APIRouter()
+# of text, below what the relay lets through in one message
+CLIPBOARD_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """code: as X's setxkbmap takes it. keys: what the keys in which layouts differ (browser/keyboard.js) write without Shift;
+    a dead key counts by its sign. languages: of browsers whose users mostly have it."""
+
+    code: str
+    name: str
+    keys: str
+    languages: str
+
+
+LAYOUTS = (
+    Layout("us", "English (US)", "`-=[];'\\qy1/", "en en-US"),
+    Layout("gb", "English (UK)", "`-=[];'#qy1/", "en-GB en-IE"),
+    Layout("us(intl)", "English (US, dead keys)", "`-=[];´\\qy1/", "nl"),
+    Layout("be", "Belgian", "²)-^$mùµay&=", "fr-BE nl-BE"),
+    Layout("cz", "Czech", ";=´ú)ů§¨qz+-", "cs"),
+    Layout("dk", "Danish", "½+´å¨æø'qy1-", "da"),
+    Layout("fi", "Finnish", "§+´å¨öä'qy1-", "fi"),
+    Layout("fr", "French", "²)=^$mù*ay&!", "fr"),
+    Layout("de", "German", "^ß´ü+öä#qz1-", "de de-AT"),
+    Layout("hu", "Hungarian", "0üóőúéáűqz1-", "hu"),
+    Layout("it", "Italian", "\\'ìè+òàùqy1-", "it"),
+    Layout("no", "Norwegian", "|+\\å¨øæ'qy1-", "no nb nn"),
+    Layout("pl", "Polish", "`-=[];'\\qy1/", "pl"),
+    Layout("pt", "Portuguese", "\\'«+´çº~qy1-", "pt"),
+    Layout("es", "Spanish", "º'¡`+ñ´çqy1-", "es ca gl"),
+    Layout("se", "Swedish", "§+´å¨öä'qy1-", "sv"),
+    Layout("ch", "Swiss (German)", "§'^ü¨öä$qz1-", "de-CH"),
+    Layout("ch(fr)", "Swiss (French)", "§'^è¨éà$qz1-", "fr-CH it-CH"),
+)
+CODES = frozenset(layout.code for layout in LAYOUTS)
+
+
+@routes.get("/instances/{instance_id}/desktop")
+async def desktop(desk: AtDesk, instance_id: str) -> HTMLResponse:
+    instance, decision = await desk.run(_asked, desk, instance_id, Action.WATCH)
+    if not decision:
+        return desk.page("no_desktop.html", status=403, instance=instance, decision=decision)
+    mine = instance.owner_id == desk.person.id
+    return desk.page(
+        "desktop.html",
+        id=instance.id,
+        title=instance.display_name,
+        back=desk.pages.base + (pages.instance_path(instance.server_name) if mine else ""),
+        thumbnails=mine and instance.thumbnails,
+        layouts=LAYOUTS,
+        clipboard_limit=CLIPBOARD_BYTES,
+    )
+
+
+def _asked(session: Session, desk: Desk, instance_id: str, action: Action) -> tuple[Instance, Decision]:
+    """404 for those to whom a refusal would reveal that it exists."""
+    instance = session.get(Instance, instance_id)
+    if instance is None or instance.deleted_at is not None:
+        raise HTTPException(404)
+    place = find_place(session, instance, desk.person, desk.terms)
+    if not may_act(desk.person, Action.SEE, place, desk.terms):
+        raise HTTPException(404)
+    return instance, may_act(desk.person, action, place, desk.terms)
