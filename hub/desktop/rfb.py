@@ -13,6 +13,7 @@ cited below. Whoever judges a stream must read it exactly as the server will, or
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 from hub.access.desktops import Right
@@ -143,8 +144,8 @@ class ClientStream:
         del self._buffer[:length]
         return message
 
-    def _allowed(self, right: Right, message: bytes) -> bytes:
-        if right in self.rights:
+    def _allowed(self, right: Right | None, message: bytes) -> bytes:
+        if right and right in self.rights:
             return message
         self.counts.withheld += 1
         return b""
@@ -245,7 +246,8 @@ class ClientStream:
         if action & CAPS:
             return self._clipboard_caps(flags, body)
         if action == PROVIDE:
-            return self._allowed(Right.CLIPBOARD_IN, _extended_clipboard(flags, body[4:]))
+            unpacks = _unpacks_within(self._longest_clipboard, body[4:])
+            return self._allowed(Right.CLIPBOARD_IN if unpacks else None, _extended_clipboard(flags, body[4:]))
         if action not in (REQUEST, PEEK, NOTIFY) or len(body) != 4:
             raise ProtocolError("a clipboard message that is not one")
         return self._allowed(Right.CLIPBOARD_IN if action == NOTIFY else Right.CLIPBOARD_OUT, _extended_clipboard(flags))
@@ -268,8 +270,7 @@ class ClientStream:
     def _power(self) -> bytes | None:
         """xvp Client Message: turns machines off, which nobody does from within a desktop."""
         message = self._take(4)
-        self.counts.withheld += 1
-        return message and b""
+        return message and self._allowed(None, message)
 
     def _desktop_size(self) -> bytes | None:
         """SetDesktopSize: a new size is everybody's."""
@@ -278,6 +279,13 @@ class ClientStream:
             raise ProtocolError(f"a desktop of {screens} screens")
         message = self._take(8 + 16 * screens)
         return message and self._allowed(Right.RESIZE, message)
+
+
+def _unpacks_within(limit: int, packed: bytes) -> bool:
+    try:
+        return len(zlib.decompressobj().decompress(packed, limit + 1)) <= limit
+    except zlib.error as problem:
+        raise ProtocolError("a clipboard that does not unpack") from problem
 
 
 def _set_encodings(encodings: list[int]) -> bytes:
