@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo test test-postgresql test-openstack spawner-contract chaos check bench lock setup clean
+.PHONY: help demo test test-postgresql test-openstack bench-openstack spawner-contract chaos check bench lock setup clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,9 @@ test-postgresql: setup  ## run what touches the database on a real PostgreSQL
 
 test-openstack: setup  ## as root: a real OpenStack and our image; the contract and a launch on them (a quarter of an hour)
 	@tests/openstack/check $(ARGS)
+
+bench-openstack: setup  ## as root: measure launches on the same real OpenStack
+	@tests/openstack/check bench
 
 spawner-contract: setup  ## as root: what JupyterHub does to spawners in trouble, on ours, Docker's and others; makes docs/spawner-contract.md
 	@spawner-contract/with-dockerd $(BIN)/python -m pytest tests/spawner/test_contract.py tests/spawner/contract_of_naive.py \

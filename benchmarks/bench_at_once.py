@@ -71,11 +71,12 @@ def main() -> None:
     )
 
 
-def script(cloud: Connection, names: Sequence[str], user_data: str) -> None:
-    image, flavor = cloud.image.find_image("hutch-notebook").id, cloud.compute.find_flavor("m1.small").id
+def script(cloud: Connection, names: Sequence[str], user_data: str, image: str = "hutch-notebook", **more: str) -> None:
+    """more: other attributes of the servers."""
+    what = {"image_id": cloud.image.find_image(image).id, "flavor_id": cloud.compute.find_flavor("m1.small").id, **more}
     network = cloud.network.find_network("hutch").id
     with ThreadPoolExecutor(len(names)) as pool:
-        list(pool.map(lambda name: one(cloud, name, network, image_id=image, flavor_id=flavor, user_data=user_data), names))
+        list(pool.map(lambda name: one(cloud, name, network, user_data=user_data, **what), names))
 
 
 def one(cloud: Connection, name: str, network: str, **what: str) -> None:

@@ -118,7 +118,7 @@ class FaultProxy:
         return answer
 
     async def _fetch(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
-        async with self._client.request(method, target, headers=headers, data=body, allow_redirects=False) as real:
+        async with self._client.request(method, target, headers=headers, data=body or None, allow_redirects=False) as real:
             kept = CIMultiDict((name, value) for name, value in real.headers.items() if name.lower() not in HOP_BY_HOP)
             content = ORIGIN.sub(lambda found: f"{self.url}/{found[1].decode()}/{found[2].decode()}".encode(), await real.read())
             if "Location" in kept:

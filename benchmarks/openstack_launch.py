@@ -1,0 +1,149 @@
+"""What Hutch adds to the boot of a virtual machine on the real cloud: one launch, split where it waits for others.
+
+A prober beside the hub looks all the time for what the hub waits for: the machine's agent that listens, the notebook that answers.
+What lies between these moments and Hutch's own is Hutch's; the boot, and the notebook's start on an emulated processor, are not.
+Needs the cloud and the image of `make test-openstack`: run by `make bench-openstack`.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import requests
+from common import (
+    HUB,
+    INSTANCE,
+    SERVER,
+    BenchHub,
+    Figure,
+    furnish,
+    furnished_session,
+    launch_options,
+    private_folder,
+    report,
+    until,
+)
+from openstack.connection import Connection
+
+from hub.database.tables import Plan
+from tests.openstack import conftest as real
+
+USER, ALLOWED_SECONDS, LOOK_SECONDS = "ann", 500, 0.02
+CONFIG = f"""
+c.JupyterHub.hub_ip = {real.HUB_ADDRESS!r}
+c.JupyterHub.internal_ssl = True
+c.JupyterHub.trusted_alt_names = ["IP:{real.HUB_ADDRESS}"]
+c.ConfigurableHTTPProxy.api_url = c.ConfigurableHTTPProxy.api_url.replace("http:", "https:")
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 1}}
+c.Spawner.http_timeout = 120
+c.OpenStackSpawner.cloud_name = "hutch-app"
+c.OpenStackSpawner.clouds_yaml = {str(real.CLOUDS_YAML)!r}
+c.OpenStackSpawner.network = "hutch"
+c.OpenStackSpawner.availability_zone = "real"
+c.OpenStackSpawner.boot_timeout_seconds = {ALLOWED_SECONDS}
+"""
+
+
+class Prober(threading.Thread):
+    """Notes when the agent begins to listen and when the notebook's port first shakes hands; finds the address by itself."""
+
+    def __init__(self, cloud: Connection) -> None:
+        super().__init__(daemon=True)
+        self._cloud = cloud
+        self.address, self.agent, self.notebook = "", 0.0, 0.0
+
+    def run(self) -> None:
+        self.address = until(self._find, "there is a port", ALLOWED_SECONDS, 0.3)
+        self.agent = self._since(8765, lambda _: True)
+        self.notebook = self._since(8888, self._shakes_hands)
+
+    def _find(self) -> str:
+        ports = [port for port in self._cloud.network.ports(project_id=self._cloud.current_project_id) if port.name]
+        return ports[0].fixed_ips[0]["ip_address"] if ports else ""
+
+    def _since(self, port: int, answers: Callable[[socket.socket], bool]) -> float:
+        def looks() -> float:
+            with suppress(OSError), socket.create_connection((self.address, port), timeout=2) as connection:
+                return time.monotonic() if answers(connection) else 0.0
+            return 0.0
+
+        return until(looks, f"{self.address}:{port} answers", ALLOWED_SECONDS, LOOK_SECONDS)
+
+    def _shakes_hands(self, connection: socket.socket) -> bool:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(connection):
+            return True
+
+
+def main() -> None:
+    with ExitStack() as stack:
+        folder = stack.enter_context(private_folder())
+        cloud = stack.enter_context(real.connection("hutch-app"))
+        assert not list(cloud.compute.servers()), "the project must be empty"
+        hub = BenchHub(folder, HUB + INSTANCE.format(state_dir=str(folder)) + CONFIG)
+        stack.callback(hub.stop)
+        furnish(folder, [USER])
+        with furnished_session(folder) as session:
+            plan = session.get_one(Plan, "notebook")
+            plan.image, plan.flavor = real.IMAGE, "m1.small"
+        hub.start()
+        hub.add_users([USER])
+        prober = Prober(cloud)
+        prober.start()
+        clicked, stages, opened = launch(hub)
+        stack.callback(hub.api, "DELETE", f"users/{USER}/servers/{SERVER}", json={"remove": True})
+        prober.join(10)
+    tell(clicked, stages, opened, prober)
+
+
+def launch(hub: BenchHub) -> tuple[float, dict[str, float], float]:
+    """When it was clicked; when each of the hub's stages began and ended, as '<stage> <state>'; when the page was there."""
+    clicked = time.monotonic()
+    assert hub._as_user("POST", USER, SERVER, json=launch_options([USER], USER)).status_code in (201, 202)
+    heard: list[tuple[float, dict[str, Any]]] = []
+    url = f"http://localhost:{hub.port}/hub/api/users/{USER}/servers/{SERVER}/progress"
+    headers = {"Authorization": f"token {hub.tokens[USER]}"}
+    with requests.get(url, headers=headers, stream=True, timeout=ALLOWED_SECONDS) as answer:
+        for line in answer.iter_lines(chunk_size=1):
+            if line.startswith(b"data: "):
+                event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+                if event.get("failed"):
+                    raise RuntimeError(event["message"])
+                if "stage" in event:
+                    heard.append((time.monotonic(), event))
+    until(lambda: requests.get(f"{hub.notebook_url(USER)}lab", headers=headers, timeout=60).status_code == 200, "the page is there")
+    opened = time.monotonic()
+    # each event carries its time since the launch began; what came as it happened tells when that was
+    began = min(at - event["elapsed_seconds"] for at, event in heard)
+    return clicked, {f"{event['stage']} {event['state']}": began + event["elapsed_seconds"] for _, event in heard}, opened
+
+
+def tell(clicked: float, stages: dict[str, float], opened: float, prober: Prober) -> None:
+    parts = {
+        "click until Nova has accepted": stages["create done"] - clicked,
+        "agent listens until the hub acts": stages["identify started"] - prober.agent,
+        "notebook answers until the page is there": opened - prober.notebook,
+    }
+    others = {
+        "boot": prober.agent - stages["create done"],
+        "identity and account": stages["notebook started"] - stages["identify started"],
+        "JupyterLab starts in the machine": prober.notebook - stages["notebook started"],
+    }
+    for name, seconds in (parts | others).items():
+        print(f"  {name}: {seconds:.2f} s")
+    against = f"of {opened - clicked:.0f} s from the click to the page, one launch"
+    report(Figure("what Hutch adds to a boot", round(sum(parts.values()), 2), "s", 1.5, against))
+
+
+if __name__ == "__main__":
+    print(f"image {Path(real.IMAGE_FILE).name}")
+    main()
