@@ -35,7 +35,7 @@ import ssl as tls
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
@@ -166,10 +166,10 @@ class Connection(asyncio.BufferedProtocol):
     # --- the browser's side: asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(self.limits.browser_buffer)
-        self._later("request", self.limits.request_seconds, transport.abort)
+        # what uvloop makes is not derived from it
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(self.limits.browser_buffer)
+        self._later("request", self.limits.request_seconds, self._transport.abort)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _read_buffer
@@ -443,14 +443,13 @@ class _Session(asyncio.BufferedProtocol):
     # --- the desktop's side: asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         if self._stopped:
-            transport.abort()
+            self._transport.abort()
             return
-        transport.set_write_buffer_limits(self._connection.limits.desktop_buffer)
+        self._transport.set_write_buffer_limits(self._connection.limits.desktop_buffer)
         if self._unsent:
-            transport.write(self._unsent)
+            self._transport.write(self._unsent)
             self._unsent = b""
         self.flow()
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -18,6 +19,12 @@ from hub.desktop.relay import Connection, Limits, Refusal, serve
 HELLO = b"RFB 003.008\n"
 KEY = bytes((4, 1, 0, 0, 0, 0, 0, 0x61))
 SERVER_INIT = b"a server's init and all the rest"
+
+
+@pytest.fixture(scope="module", params=[uvloop.EventLoopPolicy, asyncio.DefaultEventLoopPolicy], ids=["uvloop", "asyncio"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """Relays run on uvloop, whose transports are not asyncio's in all they do."""
+    return request.param()
 
 
 class Desktop:
