@@ -1,4 +1,4 @@
-"""The hub's side of the agent: one mutually authenticated request that launches, and a few that ask.
+"""The hub's side of the agent: one mutually authenticated request that launches, a few that ask, and the way to the desktop.
 
 The agent is known by the fingerprint it printed on its serial console. A connection whose certificate has another one is closed
 before a byte of the request is sent.
@@ -7,12 +7,13 @@ before a byte of the request is sent.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import re
 import ssl
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -28,6 +29,9 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 LAUNCH_SECONDS = 180.0
 """The longest silence in a launch; an image that is read from a slow disk for the first time needs most of it."""
+DESKTOP_SECONDS = 45.0
+"""For a desktop that has to be started first."""
+DESKTOP_PROTOCOL = "hutch.rfb"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.25
 
 
@@ -56,9 +60,11 @@ class AgentFailed(AgentError):
         self.detail = detail
 
 
+T = TypeVar("T")
 STAGES = frozenset({"account", "environment", "notebook", "ready"})
 STATES = frozenset({"started", "done", "failed"})
 MOST_BYTES = 64 * 1024
+MOST_LINES = 20
 NOT_UNDERSTOOD = AgentFailed("The agent answered with something that is not understood.", "notebook", "not the agent's protocol")
 
 
@@ -74,7 +80,7 @@ class AgentClient:
     ``context`` is asked for at each connection, so that a renewed certificate is used without a restart.
     """
 
-    def __init__(self, context: Callable[[], ssl.SSLContext], port: int = PORT) -> None:
+    def __init__(self, context: Callable[..., ssl.SSLContext], port: int = PORT) -> None:
         self._context = context
         self._port = port
 
@@ -110,6 +116,57 @@ class AgentClient:
         async with self._request("DELETE", f"users/{quote(user, safe='')}", address, fingerprint, _SHORT):
             pass
 
+    async def open_desktop(
+        self,
+        address: str,
+        fingerprint: str,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        *,
+        user: str,
+        control: bool,
+        width: int,
+        height: int,
+        layout: str,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> asyncio.Transport:
+        """A connection to the desktop for this user, from RFB's ServerInit message on; `on_stage` hears what it waits for."""
+        asked = {"user": user, "control": control, "width": width, "height": height, "layout": layout}
+        return await self._ask_desktop(address, fingerprint, asked, on_stage, lambda lines: lines.hand_over(protocol_factory()))
+
+    async def set_layout(self, address: str, fingerprint: str, layout: str) -> None:
+        """Change the keyboard's layout on a running desktop."""
+        await self._ask_desktop(address, fingerprint, {"layout": layout}, None, lambda lines: lines.transport.abort())
+
+    async def _ask_desktop(
+        self,
+        address: str,
+        fingerprint: str,
+        asked: dict[str, Any],
+        on_stage: Callable[[str], None] | None,
+        then: Callable[[DesktopLines], T],
+    ) -> T:
+        context = self._context(DESKTOP_PROTOCOL)
+        connect = asyncio.get_running_loop().create_connection
+        lines: DesktopLines | None = None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, lines = await connect(DesktopLines, address, self._port, ssl=context, server_hostname="")
+            tls = lines.transport.get_extra_info("ssl_object")
+            if hashlib.sha256(tls.getpeercert(binary_form=True)).hexdigest() != fingerprint:
+                raise _mismatch(address)
+            if tls.selected_alpn_protocol() != DESKTOP_PROTOCOL:
+                raise AgentRefused("The agent in this instance is too old to show a desktop.")
+            lines.transport.write(json.dumps(asked).encode() + b"\n")
+            async with asyncio.timeout(DESKTOP_SECONDS):
+                await lines.until_ready(on_stage)
+            return then(lines)
+        except (OSError, TimeoutError) as error:
+            _abort(lines)
+            raise AgentUnreachable(f"The agent at {address} cannot be reached.") from error
+        except BaseException:
+            _abort(lines)
+            raise
+
     async def wait_listening(self, address: str, port: int, deadline: float) -> None:
         """Try plain connections until one is accepted; ``deadline`` is a time of the running loop's clock."""
         await wait_listening(address, port, deadline)
@@ -131,15 +188,97 @@ class AgentClient:
                     raise AgentRefused(await _reason(response, address))
                 yield response
         except aiohttp.ServerFingerprintMismatch as error:
-            raise AgentMismatch(
-                f"Whoever answers at {address} is not the agent whose fingerprint was on the console; nothing was sent."
-            ) from error
+            raise _mismatch(address) from error
         except aiohttp.ServerDisconnectedError as error:
             raise AgentUnreachable(
                 f"The agent at {address} closed the connection: it is ending, or it was booted for another hub's certificate."
             ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise AgentUnreachable(f"The agent at {address} cannot be reached.") from error
+
+
+class DesktopLines(asyncio.Protocol):
+    """Reads the agent's lines, of which the last is `ready`, and keeps what came behind it."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport
+        self._bytes = b""
+        self._news = asyncio.Event()
+        self._lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes += data
+        self._news.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = True
+        self._news.set()
+
+    async def until_ready(self, on_stage: Callable[[str], None] | None) -> None:
+        for _ in range(MOST_LINES):
+            match desktop_event(await self._line()):
+                case "ready", _:
+                    return
+                case "failed", message:
+                    raise AgentFailed(message, "desktop", "")
+                case _, message:
+                    if on_stage:
+                        on_stage(message)
+        raise NOT_UNDERSTOOD
+
+    async def _line(self) -> bytes:
+        while b"\n" not in self._bytes:
+            if self._lost:
+                raise ConnectionResetError
+            if len(self._bytes) > MOST_BYTES:
+                raise NOT_UNDERSTOOD
+            self._news.clear()
+            await self._news.wait()
+        line, _, self._bytes = self._bytes.partition(b"\n")
+        return line
+
+    def hand_over(self, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+        """From now on it is this protocol's connection."""
+        if self._lost:
+            raise ConnectionResetError
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        rest, self._bytes = self._bytes, b""
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            while rest:
+                buffer = memoryview(protocol.get_buffer(len(rest)))
+                taken = min(len(rest), len(buffer))
+                buffer[:taken] = rest[:taken]
+                protocol.buffer_updated(taken)
+                rest = rest[taken:]
+        elif isinstance(protocol, asyncio.Protocol) and rest:
+            protocol.data_received(rest)
+        return self.transport
+
+
+def desktop_event(line: bytes) -> tuple[str, str]:
+    """One line of a desktop's beginning: its state and a sentence. Raises AgentFailed for what the protocol does not allow."""
+    try:
+        event = json.loads(line)
+        state, message = event["state"], _plain(event.get("message", ""))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NOT_UNDERSTOOD from error
+    if state not in ("starting", "ready", "failed"):
+        raise NOT_UNDERSTOOD
+    return state, message
+
+
+def _mismatch(address: str) -> AgentMismatch:
+    return AgentMismatch(f"Whoever answers at {address} is not the agent whose fingerprint was on the console; nothing was sent.")
+
+
+def _abort(lines: DesktopLines | None) -> None:
+    if lines:
+        lines.transport.abort()
 
 
 async def wait_listening(address: str, port: int, deadline: float) -> None:

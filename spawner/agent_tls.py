@@ -61,7 +61,7 @@ class HubIdentity:
         self._authority = folder / "authority.pem"
         self._certificate = folder / "hub.pem"
         self._ca_pem = ""
-        self._context: ssl.SSLContext | None = None
+        self._contexts: dict[str, ssl.SSLContext] = {}
         self._look_again_at = 0.0
 
     def hub_ca_pem(self) -> str:
@@ -69,27 +69,29 @@ class HubIdentity:
         self._look()
         return self._ca_pem
 
-    def client_context(self) -> ssl.SSLContext:
+    def client_context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
         """TLS that shows the hub's certificate. Whoever uses it must pin the agent's fingerprint: nothing else is checked."""
         self._look()
-        assert self._context
-        return self._context
+        if protocol not in self._contexts:
+            self._contexts[protocol] = self._make_context(protocol)
+        return self._contexts[protocol]
 
     def _look(self) -> None:
         """Reads the folder at first use and then every hour: each launch needs what is in it."""
-        if self._context is None or time.monotonic() > self._look_again_at:
+        if not self._ca_pem or time.monotonic() > self._look_again_at:
             self._prepare()
             authority = x509.load_pem_x509_certificate(self._authority.read_bytes())
             self._ca_pem = authority.public_bytes(serialization.Encoding.PEM).decode()
-            self._context = self._make_context()
+            self._contexts.clear()
             self._look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
 
-    def _make_context(self) -> ssl.SSLContext:
+    def _make_context(self, protocol: str) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.load_cert_chain(self._certificate)
+        context.set_alpn_protocols([protocol])
         return context
 
     def _prepare(self) -> None:

@@ -6,6 +6,10 @@ relatively, so that a recipe can copy the folder into an image under any package
     agent.py      the HTTPS service, started as ``python -m images.guest``
     identity.py   its key and certificate, and whom it listens to
     session.py    one owner, one notebook: launch, keep, restart, stop
+    desktop.py    their desktop: Xvnc and what runs on it (desktop-session)
+    tunnel.py     the hub's way to it, beside the requests on the same port
+    rfb.py        how the agent gets into Xvnc
+    upkeep.py     what is started again whenever it ends
     nurse.py      starts the nursery, asks it, starts it again
     nursery.py    a process that has imported JupyterLab ahead, and forks notebooks from itself
     notebook.py   what runs in the forked process

@@ -15,8 +15,10 @@ from typing import Any
 from aiohttp import web
 
 from . import identity, nursery
+from .desktop import Desktop
 from .nurse import Nurse
 from .session import Order, OtherOwnerError, Session
+from .tunnel import PROTOCOLS, Door, Tunnels
 
 log = logging.getLogger("hutch.agent")
 
@@ -36,6 +38,8 @@ class Settings:
 
 
 SESSION = web.AppKey("session", Session)
+DESKTOP = web.AppKey("desktop", Desktop)
+TUNNELS = web.AppKey("tunnels", Tunnels)
 HOME = web.AppKey("home", Path)
 BEGUN = web.AppKey("begun", float)
 
@@ -60,8 +64,8 @@ async def get_status(request: web.Request) -> web.Response:
     # not needed before the first question, and the agent shall listen soon
     from . import vitals
 
-    session = request.app[SESSION]
-    said = await session.report()
+    session, desktop = request.app[SESSION], request.app[DESKTOP]
+    said, idle_seconds = await asyncio.gather(session.report(), desktop.idle_seconds())
     return web.json_response(
         {
             "version": 1,
@@ -70,6 +74,12 @@ async def get_status(request: web.Request) -> web.Response:
             "restarts": session.restarts,
             "kernels": said.get("kernels", {"total": 0, "busy": 0}),
             "last_input_at": said.get("last_input_at"),
+            "desktop": {
+                "state": desktop.state,
+                "restarts": desktop.restarts + desktop.programs.restarts,
+                "viewers": len(request.app[TUNNELS]),
+                "idle_seconds": idle_seconds,
+            },
             "uptime_seconds": round(time.monotonic() - request.app[BEGUN], 1),
             **vitals.read(request.app[HOME]),
         }
@@ -77,12 +87,14 @@ async def get_status(request: web.Request) -> web.Response:
 
 
 async def delete_session(request: web.Request) -> web.Response:
+    await request.app[DESKTOP].stop()
     await request.app[SESSION].end()
     return web.Response(status=204)
 
 
 async def delete_user(request: web.Request) -> web.Response:
-    """This user of the hub lost their access: what they have open in the notebook ends now."""
+    """This user of the hub lost their access: what they have open in the notebook and on the desktop ends now."""
+    request.app[TUNNELS].close(request.match_info["name"])
     if not await request.app[SESSION].send_away(request.match_info["name"]):
         return _refusal(503, "busy", "The notebook is too busy to close a connection.")
     return web.Response(status=204)
@@ -99,9 +111,9 @@ def _refusal(status: int, error: str, message: str) -> web.Response:
     return web.json_response({"error": error, "message": message}, status=status)
 
 
-def make_app(session: Session, home: Path) -> web.Application:
+def make_app(session: Session, desktop: Desktop, tunnels: Tunnels, home: Path) -> web.Application:
     app = web.Application(middlewares=[only_the_hub], client_max_size=BODY_BYTES)
-    app[SESSION], app[HOME], app[BEGUN] = session, home, time.monotonic()
+    app[SESSION], app[DESKTOP], app[TUNNELS], app[HOME], app[BEGUN] = session, desktop, tunnels, home, time.monotonic()
     app.add_routes(
         [
             web.post("/v1/session", post_session),
@@ -116,18 +128,21 @@ def make_app(session: Session, home: Path) -> web.Application:
 async def run(settings: Settings, nurse: Nurse) -> None:
     """Listen, and live until told to end."""
     session = Session(nurse, settings.state, settings.home, settings.address, settings.create_account)
+    desktop = Desktop(nurse, session, settings.state)
+    tunnels = Tunnels(desktop)
     configuration = await _configuration(settings.etc / "agent.json")
     key, certificate = identity.load_or_create(settings.state)
     announce(settings.console, identity.fingerprint(certificate))
-    runner = web.AppRunner(make_app(session, settings.home), access_log=None, handle_signals=False)
+    runner = web.AppRunner(make_app(session, desktop, tunnels, settings.home), access_log=None, handle_signals=False)
     await runner.setup()
-    assert runner.server is not None
+    http = runner.server
+    assert http is not None
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(
-        runner.server,
+        lambda: Door(http, tunnels),
         settings.address,
         configuration["port"],
-        ssl=identity.server_context(key, certificate, configuration["hub_ca"]),
+        ssl=identity.server_context(key, certificate, configuration["hub_ca"], PROTOCOLS),
         ssl_handshake_timeout=HANDSHAKE_SECONDS,
     )
     if not nurse.started:
@@ -135,11 +150,12 @@ async def run(settings: Settings, nurse: Nurse) -> None:
     told_to_end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_end.set)
-    chores = [asyncio.create_task(nurse.watch()), asyncio.create_task(_trim_logs(session))]
+    chores = [asyncio.create_task(nurse.watch()), asyncio.create_task(_trim_logs(session, desktop))]
     await told_to_end.wait()
     for chore in chores:
         chore.cancel()
     listener.close()
+    await desktop.stop()
     await session.end()
     nurse.stop()
     await runner.cleanup()
@@ -177,7 +193,8 @@ async def _configuration(path: Path) -> dict[str, Any]:
             await asyncio.sleep(0.5)
 
 
-async def _trim_logs(session: Session) -> None:
+async def _trim_logs(session: Session, desktop: Desktop) -> None:
     while True:
         await asyncio.sleep(LOG_CHECK_SECONDS)
         session.trim_log()
+        desktop.trim_log()

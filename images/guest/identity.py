@@ -20,8 +20,8 @@ def load_or_create(state: Path) -> tuple[Path, Path]:
     key, certificate = state / "agent.key", state / "agent.crt"
     if not (key.exists() and certificate.exists()):
         key_pem, certificate_pem = _create()
-        _write(key, key_pem)
-        _write(certificate, certificate_pem)
+        write_private(key, key_pem)
+        write_private(certificate, certificate_pem)
     return key, certificate
 
 
@@ -30,13 +30,14 @@ def fingerprint(certificate: Path) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest()
 
 
-def server_context(key: Path, certificate: Path, hub_ca: str) -> ssl.SSLContext:
-    """TLS that asks everybody for a certificate of the hub's authority."""
+def server_context(key: Path, certificate: Path, hub_ca: str, protocols: list[str]) -> ssl.SSLContext:
+    """TLS that asks everybody for a certificate of the hub's authority, and which of our protocols they speak."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(cadata=hub_ca)
+    context.set_alpn_protocols(protocols)
     return context
 
 
@@ -71,7 +72,7 @@ def _create() -> tuple[bytes, bytes]:
     return key_pem, certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
     """A file only we can read, there whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ log = logging.getLogger("hutch.agent")
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KEPT_VARIABLES = ("PYTHON", "LD_", "LC_", "LANG", "TZ")
+LOG_BYTES = 1024 * 1024
 PAUSE_SECONDS = 1.0
 """Between the death of a nursery and its successor."""
 ANSWER_LIMIT_SECONDS = 2.0
@@ -34,22 +36,12 @@ class LaunchError(Exception):
         self.detail = detail
 
 
-class Notebook:
-    """A notebook's process as the agent holds it: by its pidfd, which cannot come to mean another process."""
+class Process:
+    """A process as the agent holds it: by its pidfd, which cannot come to mean another process."""
 
-    def __init__(self, pidfd: int, line: wire.Channel) -> None:
+    def __init__(self, pidfd: int) -> None:
         self._pidfd = pidfd
-        self._line = line
         self.ended = asyncio.create_task(wire.until_ended(pidfd))
-
-    async def ask(self, message: wire.Message) -> wire.Message | None:
-        """Its answer, or None if it is too busy, or gone, or not itself: its owner can make it answer anything."""
-        try:
-            answer, _ = await asyncio.wait_for(self._line.ask(message), ANSWER_LIMIT_SECONDS)
-        except Exception as error:
-            log.warning("The notebook gave no answer: %r", error)
-            return None
-        return answer
 
     async def end(self, limit_seconds: float) -> None:
         """In its own time, or by force when the limit is over."""
@@ -62,6 +54,21 @@ class Notebook:
         if not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
+
+
+class Notebook(Process):
+    def __init__(self, pidfd: int, line: wire.Channel) -> None:
+        super().__init__(pidfd)
+        self._line = line
+
+    async def ask(self, message: wire.Message) -> wire.Message | None:
+        """Its answer, or None if it is too busy, or gone, or not itself: its owner can make it answer anything."""
+        try:
+            answer, _ = await asyncio.wait_for(self._line.ask(message), ANSWER_LIMIT_SECONDS)
+        except Exception as error:
+            log.warning("The notebook gave no answer: %r", error)
+            return None
+        return answer
 
 
 class Nurse:
@@ -128,6 +135,14 @@ class Nurse:
             raise
         return Notebook(pidfd[0], wire.Channel(line))
 
+    async def run(
+        self, account: str | None, folder: Path, environment: dict[str, str], command: list[str], *streams: int
+    ) -> Process:
+        """A program of the owner's, with the file descriptors that become its error stream and, if there is another, its output."""
+        request = {"account": account, "home": str(folder), "environment": environment, "command": command}
+        _, pidfd = await self._ask("kernels", {"do": "run", **request}, streams)
+        return Process(pidfd[0])
+
     async def _ask(self, whom: str, message: wire.Message, descriptors: Sequence[int] = ()) -> tuple[wire.Message, list[int]]:
         """Asked again of the successor if a nursery dies over the question."""
         try:
@@ -159,3 +174,11 @@ def base_environment(home: Path) -> dict[str, str]:
 
 def open_log(path: Path) -> Any:
     return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def trim_log(path: Path) -> None:
+    """Keep one older log, and neither larger than its limit; who writes to it goes on with the same file."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_BYTES:
+            shutil.copyfile(path, path.with_suffix(".log.1"))
+            os.truncate(path, 0)

@@ -123,7 +123,8 @@ def serve(requests: socket.socket, agent: int, begin: Life) -> NoReturn:
         if message["do"] == "account":
             wire.answer(requests, message, settle_account(message["create"], message["owner"], message["home"]))
         else:
-            fork_for_agent(requests, message, agent, partial(begin, message, descriptors))
+            life = run if message["do"] == "run" else begin
+            fork_for_agent(requests, message, agent, partial(life, message, descriptors))
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -151,6 +152,16 @@ def fork_for_agent(requests: socket.socket, question: wire.Message, agent: int, 
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def run(message: wire.Message, descriptors: list[int]) -> NoReturn:
+    """A program of the owner's in the place of the fork."""
+    log, *output = descriptors
+    settle(message["account"], message["home"], message["environment"], os.getppid(), log)
+    for stream in output:
+        os.dup2(stream, 1)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.execvpe(message["command"][0], message["command"], message["environment"])  # noqa: S606
 
 
 def settle(account: str | None, home: str, environment: dict[str, str], parent: int, log: int) -> None:

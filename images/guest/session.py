@@ -11,9 +11,7 @@ import contextlib
 import getpass
 import json
 import logging
-import os
 import re
-import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -24,17 +22,13 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from . import wire
-from .nurse import LaunchError, Notebook, Nurse, base_environment
+from .nurse import LaunchError, Notebook, Nurse, base_environment, trim_log
+from .upkeep import STOPPING_LIMIT_SECONDS, Upkeep
 
 log = logging.getLogger("hutch.agent")
 
 STARTING_LIMIT_SECONDS = 120.0
-STOPPING_LIMIT_SECONDS = 5.0
-HEALTHY_AFTER_SECONDS = 60.0
 PAUSE_SECONDS = 0.02
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 60.0
-LOG_BYTES = 1024 * 1024
 LOG_TAIL_BYTES = 2000
 ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,63}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -126,12 +120,13 @@ class Launch:
             told += 1
 
 
-class Session:
+class Session(Upkeep[Notebook]):
     """The owner's notebook and everything that happens to it."""
 
+    what = "The notebook"
+
     def __init__(self, nurse: Nurse, state: Path, home: Path, address: str, create_account: bool) -> None:
-        self.state = "none"
-        self.restarts = 0
+        super().__init__()
         self._nurse = nurse
         self._owner_file = state / "owner.json"
         self._log_path = state / "notebook.log"
@@ -141,10 +136,9 @@ class Session:
         self._order: Order | None = None
         self._environment: dict[str, str] = {}
         self._account: str | None = None
+        self._display: dict[str, str] = {}
         self._launch: Launch | None = None
         self._turn = asyncio.Lock()
-        self._notebook: Notebook | None = None
-        self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.owner: str | None = json.loads(self._owner_file.read_text())["owner"] if self._owner_file.exists() else None
 
@@ -166,27 +160,23 @@ class Session:
         for task in [*self._tasks]:
             task.cancel()
         async with self._turn:
-            await self._stop()
+            await self.stop()
             self._order, self._environment, self._launch = None, {}, None
 
     async def report(self) -> dict[str, Any]:
         """What the notebook says of its kernels; nothing of it if it is too busy to answer."""
-        answer = await self._notebook.ask({"do": "report"}) if self._notebook and self.state == "running" else None
+        answer = await self._process.ask({"do": "report"}) if self._process and self.state == "running" else None
         return answer or {}
 
     async def send_away(self, user: str) -> bool:
         """Closes what this user of the hub has open in the notebook; False if it is too busy to do so."""
-        if self._notebook is None or self.state != "running":
+        if self._process is None or self.state != "running":
             return True
-        answer = await self._notebook.ask({"do": "send-away", "user": user})
+        answer = await self._process.ask({"do": "send-away", "user": user})
         return bool(answer and answer.get("done"))
 
     def trim_log(self) -> None:
-        """Keep one older log, and neither larger than its limit; the notebook goes on writing to the same file."""
-        with contextlib.suppress(FileNotFoundError):
-            if self._log_path.stat().st_size > LOG_BYTES:
-                shutil.copyfile(self._log_path, self._log_path.with_suffix(".log.1"))
-                os.truncate(self._log_path, 0)
+        trim_log(self._log_path)
 
     def _claim(self, owner: str) -> None:
         if self.owner is None:
@@ -221,9 +211,9 @@ class Session:
         # its own certificate stays good as long as the address and the authorities are the same
         held = self._order.tls if self._order else {}
         same = same and all(held.get(name) == order.tls.get(name) for name in ("address", "trusted"))
-        if self._notebook is None or self.state != "running" or not same:
+        if self._process is None or self.state != "running" or not same:
             return False
-        answer = await self._notebook.ask({"do": "rekey", "environment": environment})
+        answer = await self._process.ask({"do": "rekey", "environment": environment})
         if not (answer and answer.get("done")):
             return False
         self._order, self._environment = replace(order, tls=held), environment
@@ -231,7 +221,7 @@ class Session:
         return True
 
     async def _begin(self, launch: Launch, order: Order) -> None:
-        await self._stop()
+        await self.stop()
         self.state, self._order = "starting", order
         try:
             async with launch.stage("account", "Preparing your account and home folder.", "Your account and home are ready."):
@@ -242,11 +232,19 @@ class Session:
             async with launch.stage("notebook", "Starting JupyterLab.", "JupyterLab answers."):
                 await self._until_answers(notebook)
         except BaseException:
-            await self._stop()
+            await self.stop()
             self.state = "dead"
             raise
-        self.state = "running"
-        self._keeper = asyncio.create_task(self._restart_whenever_it_ends(notebook))
+        self._watch_over(notebook)
+
+    async def _start(self) -> Notebook:
+        notebook = await self._bear()
+        try:
+            await self._until_answers(notebook)
+        except BaseException:
+            await notebook.end(STOPPING_LIMIT_SECONDS)
+            raise
+        return notebook
 
     async def _bear(self) -> Notebook:
         assert self._order is not None
@@ -258,8 +256,8 @@ class Session:
             "arguments": self._order.args,
             "tls": self._order.tls,
         }
-        self._notebook = await self._nurse.bear(request, self._log_path)
-        return self._notebook
+        self._process = await self._nurse.bear(request, self._log_path)
+        return self._process
 
     async def _until_answers(self, notebook: Notebook) -> None:
         """Wait for the first answer of the notebook's own API, as the hub itself will do."""
@@ -275,42 +273,25 @@ class Session:
                     raise LaunchError("JupyterLab ended while it was starting.", self._log_tail())
         raise LaunchError(f"JupyterLab did not answer within {STARTING_LIMIT_SECONDS:.0f} seconds.", self._log_tail())
 
-    async def _restart_whenever_it_ends(self, notebook: Notebook) -> None:
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            born = time.monotonic()
-            await asyncio.wait({notebook.ended})
-            self.state = "dead"
-            healthy = time.monotonic() - born > HEALTHY_AFTER_SECONDS
-            pause = FIRST_PAUSE_SECONDS if healthy else min(2 * pause, LONGEST_PAUSE_SECONDS)
-            self.restarts += 1
-            log.warning("The notebook ended; restart %d in %.0f s", self.restarts, pause)
-            await asyncio.sleep(pause)
-            self.state = "starting"
-            try:
-                notebook = await self._bear()
-                await self._until_answers(notebook)
-            except Exception as error:
-                log.warning("The notebook could not be restarted: %r", error)
-                await notebook.end(STOPPING_LIMIT_SECONDS)
-            else:
-                self.state = "running"
+    def person(self) -> tuple[str | None, dict[str, str]]:
+        """The owner's account, None for our own, and what a login sets for it: no secret of the notebook's."""
+        if not self._environment:
+            raise LaunchError("This instance has not been launched for anybody yet, so there is no desktop to show.")
+        user = self._account or getpass.getuser()
+        return self._account, {**base_environment(self._home), "USER": user, "LOGNAME": user}
 
-    async def _stop(self) -> None:
-        if self._keeper:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
-        if self._notebook:
-            await self._notebook.end(STOPPING_LIMIT_SECONDS)
-            self._notebook = None
-        self.state = "none"
+    async def show_on(self, display: dict[str, str]) -> None:
+        """What is started in the notebook from now on appears on this display."""
+        self._display = display
+        self._environment |= display
+        if self._process and self.state == "running":
+            await self._process.ask({"do": "rekey", "environment": display})
 
     def _environment_of(self, order: Order) -> dict[str, str]:
         user = self._account or getpass.getuser()
         prefix = order.env.get("JUPYTERHUB_SERVICE_PREFIX", "/")
         listens = {"JUPYTERHUB_SERVICE_URL": f"http://{self._address}:{order.port}{prefix}"}
-        return {**base_environment(self._home), "USER": user, "LOGNAME": user, **listens, **order.env}
+        return {**base_environment(self._home), "USER": user, "LOGNAME": user, **listens, **self._display, **order.env}
 
     def _log_tail(self) -> str:
         with contextlib.suppress(OSError):

@@ -1,0 +1,271 @@
+"""The owner's desktop: Xvnc, and what runs on it.
+
+It begins when somebody first looks at it, and goes on with or without them until the session ends. Xvnc listens on no network: its
+one way in is a socket in a folder of the owner's, and only the agent knows the passwords.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from . import identity, rfb, wire
+from .nurse import LaunchError, Nurse, Process, open_log, trim_log
+from .session import Session
+from .upkeep import STOPPING_LIMIT_SECONDS, Upkeep
+
+X_SERVER = "Xtigervnc"
+NEEDED = (X_SERVER, "setxkbmap", "xkbcomp")
+STARTING_LIMIT_SECONDS = 30.0
+ANSWER_LIMIT_SECONDS = 5.0
+IDLE_LIMIT_SECONDS = 1.0
+PAUSE_SECONDS = 0.02
+LAYOUT = re.compile(r"[a-z]{2,8}(\([A-Za-z0-9_-]{1,32}\))?")
+SMALLEST, LARGEST = 160, 8192
+
+IN = "-rfbunixpath rfb -rfbport -1 -localhost -nolisten tcp -SecurityTypes VncAuth -PasswordFile passwords -auth cookie"
+# what is selected with the mouse stays in there: only what is copied is passed on. The keyboard stays as it was set when the last
+# program ends, and the screen never goes dark
+MANNERS = "-displayfd 1 -AlwaysShared -AcceptSetDesktopSize -SendPrimary=0 -desktop Hutch -noreset -s 0 -dpi 96 -depth 24"
+SESSION_OF_THE_OWNER = """
+for session in "$HOME/.config/hutch/desktop" /etc/hutch/desktop-session; do [ -x "$session" ] && exec "$session"; done
+exec sh "$0"
+"""
+SESSION_OF_OURS = Path(__file__).with_name("desktop-session")
+
+COOKIE_NAME = b"MIT-MAGIC-COOKIE-1"
+ANY_DISPLAY = struct.pack(">HHH", 0xFFFF, 0, 0)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The screen and keyboard of whoever is the first to look."""
+
+    width: int
+    height: int
+    layout: str
+
+
+class Programs(Upkeep[Process]):
+    """The session on the desktop: window manager, panel, whatever its owner has chosen."""
+
+    what = "The session on the desktop"
+
+    def __init__(self, nurse: Nurse, log_path: Path) -> None:
+        super().__init__()
+        self._nurse, self._log_path = nurse, log_path
+        self._account: str | None = None
+        self._environment: dict[str, str] = {}
+
+    async def begin(self, account: str | None, environment: dict[str, str]) -> None:
+        await self.stop()
+        # they ended with the last display, which has been counted there
+        self.restarts = 0
+        self._account, self._environment = account, environment
+        self._watch_over(await self._start())
+
+    async def _start(self) -> Process:
+        command = ["/bin/sh", "-c", SESSION_OF_THE_OWNER, str(SESSION_OF_OURS)]
+        with open_log(self._log_path) as log:
+            home = Path(self._environment["HOME"])
+            return await self._nurse.run(self._account, home, self._environment, command, log.fileno())
+
+
+class Desktop(Upkeep[Process]):
+    what = "The desktop"
+
+    def __init__(self, nurse: Nurse, session: Session, state: Path) -> None:
+        super().__init__()
+        self._nurse, self._session = nurse, session
+        self._log_path = state / "desktop.log"
+        self.programs = Programs(nurse, self._log_path)
+        self._folder: Path | None = None
+        # where the last folder was, so that it does not stay behind after a power cut
+        self._folder_link = state / "desktop"
+        self._passwords = {control: secrets.token_urlsafe(6).encode() for control in (True, False)}
+        self._cookie = secrets.token_bytes(16)
+        self._display = ""
+        self._screen = Screen(0, 0, "")
+        self._turn = asyncio.Lock()
+        self._beginning: asyncio.Task[Process] | None = None
+
+    async def ready(self, screen: Screen, tell: Callable[[str], None]) -> None:
+        """Return when it runs; whoever comes first has it started, as large as their screen and with their keyboard."""
+        if self.state == "running":
+            return
+        tell("The desktop is starting.")
+        async with self._turn:
+            if self._keeper is None:
+                self.state, self._screen = "starting", screen
+                self._beginning = asyncio.create_task(self._start())
+                try:
+                    self._watch_over(await self._beginning)
+                except BaseException as error:
+                    await self.programs.stop()
+                    self._forget()
+                    if isinstance(error, asyncio.CancelledError):
+                        raise LaunchError("The session ended while its desktop was starting.") from error
+                    raise
+        limit = time.monotonic() + STARTING_LIMIT_SECONDS
+        while self.state != "running":
+            if time.monotonic() > limit:
+                raise LaunchError("The desktop ended, and has not been brought back yet.")
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def connect(self, control: bool) -> asyncio.Transport:
+        """A connection to Xvnc that was let in, to control or to look only; nothing more comes before ClientInit is sent to it."""
+        assert self._folder is not None
+        reader = asyncio.StreamReader()
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_SECONDS):
+                path = str(self._folder / "rfb")
+                connect = asyncio.get_running_loop().create_unix_connection
+                transport, _ = await connect(lambda: asyncio.StreamReaderProtocol(reader), path)
+                try:
+                    await rfb.log_in(reader, transport, self._passwords[control])
+                except BaseException:
+                    transport.abort()
+                    raise
+        except TimeoutError as error:
+            raise LaunchError("The desktop does not answer.") from error
+        except (OSError, EOFError) as error:
+            raise LaunchError("The desktop ended just now; it is started again.") from error
+        return transport
+
+    async def set_layout(self, layout: str) -> None:
+        if self.state not in ("starting", "running"):
+            raise LaunchError("There is no desktop whose keyboard could be set.")
+        account, environment = self._session.person()
+        with _pipe() as (reading, writing):
+            command = ["setxkbmap", "-layout", layout.partition("(")[0], "-variant", layout.partition("(")[2].rstrip(")")]
+            async with asyncio.timeout(ANSWER_LIMIT_SECONDS):
+                await self._nurse.run(account, Path("/"), environment | self._variables(), command, writing.fileno())
+                writing.close()
+                said = await _read(reading.fileno())
+        if said:
+            raise LaunchError(f"This desktop has no keyboard layout {layout}.", said)
+
+    async def idle_seconds(self) -> float | None:
+        """Since the last key or movement of the pointer, as the X server knows it; None if it cannot say."""
+        if self.state != "running":
+            return None
+        with contextlib.suppress(OSError, EOFError, TimeoutError, struct.error, IndexError):
+            async with asyncio.timeout(IDLE_LIMIT_SECONDS):
+                return await _idle_seconds(f"/tmp/.X11-unix/X{self._display}", self._cookie)  # noqa: S108 (where X servers listen)
+        return None
+
+    def trim_log(self) -> None:
+        trim_log(self._log_path)
+
+    async def stop(self) -> None:
+        if self._beginning:
+            self._beginning.cancel()
+        async with self._turn:
+            await self.programs.stop()
+            await super().stop()
+            self._forget()
+
+    async def _start(self) -> Process:
+        account, environment = self._session.person()
+        if missing := [name for name in NEEDED if not shutil.which(name, path=environment["PATH"])]:
+            raise LaunchError(f"This instance has no desktop: it lacks {', '.join(missing)}.")
+        folder = self._prepare_folder(account)
+        command = [X_SERVER, *IN.split(), *MANNERS.split(), "-geometry", f"{self._screen.width}x{self._screen.height}"]
+        with _pipe() as (reading, writing), open_log(self._log_path) as log:
+            process = await self._nurse.run(account, folder, environment, command, log.fileno(), writing.fileno())
+            writing.close()
+            try:
+                async with asyncio.timeout(STARTING_LIMIT_SECONDS):
+                    self._display = (await _read(reading.fileno())).strip()
+                if not self._display.isdecimal():
+                    raise LaunchError("The desktop's X server ended while it was starting.")
+                await self._furnish(account, environment)
+            except BaseException:
+                await process.end(STOPPING_LIMIT_SECONDS)
+                raise
+        return process
+
+    async def _furnish(self, account: str | None, environment: dict[str, str]) -> None:
+        variables = self._variables()
+        await self.programs.begin(account, environment | variables)
+        with contextlib.suppress(LaunchError):  # no reason to have no desktop at all
+            await self.set_layout(self._screen.layout)
+        await self._session.show_on(variables)
+
+    def _variables(self) -> dict[str, str]:
+        return {"DISPLAY": f":{self._display}", "XAUTHORITY": f"{self._folder}/cookie"}
+
+    def _prepare_folder(self, account: str | None) -> Path:
+        """The same for as long as the session lasts: programs in the notebook know it."""
+        if self._folder is None:
+            if self._folder_link.is_symlink():
+                shutil.rmtree(self._folder_link.readlink(), ignore_errors=True)
+                self._folder_link.unlink()
+            # not below the state's folder, which may have too long a name for a socket and is closed to the owner
+            self._folder = Path(tempfile.mkdtemp(prefix="hutch-desktop-"))
+            self._folder_link.symlink_to(self._folder)
+            files = {
+                "passwords": rfb.password_file(self._passwords[True], self._passwords[False]),
+                "cookie": ANY_DISPLAY + struct.pack(">H", len(COOKIE_NAME)) + COOKIE_NAME + struct.pack(">H", 16) + self._cookie,
+            }
+            for name, content in files.items():
+                identity.write_private(self._folder / name, content)
+            if account:
+                for path in (*self._folder.iterdir(), self._folder):
+                    shutil.chown(path, account)
+        (self._folder / "rfb").unlink(missing_ok=True)
+        return self._folder
+
+    def _forget(self) -> None:
+        self.state = "none"
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder_link.unlink(missing_ok=True)
+            self._folder = None
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as out, os.fdopen(writing, "wb") as into:
+        yield out, into
+
+
+async def _read(descriptor: int) -> str:
+    """Up to the end of a line, or of the program that writes it."""
+    said = b""
+    while not said.endswith(b"\n"):
+        await wire.until_readable(descriptor)
+        more = os.read(descriptor, 1024)
+        if not more:
+            break
+        said += more
+    return said.decode(errors="replace")
+
+
+async def _idle_seconds(path: str, cookie: bytes) -> float:
+    """Ask the X server itself, in the few bytes that this takes. ref: https://www.x.org/releases/X11R7.7/doc/"""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(struct.pack("<BxHHHHxx18sxx16s", ord("l"), 11, 0, 18, 16, COOKIE_NAME, cookie))
+        size = struct.unpack("<6xH", await reader.readexactly(8))[0] * 4
+        about = await reader.readexactly(size)
+        vendor, formats = struct.unpack_from("<16xHxxxB", about)
+        root = struct.unpack_from("<I", about, 32 + (vendor + 3) // 4 * 4 + 8 * formats)[0]
+        writer.write(struct.pack("<BxHHxx16s", 98, 6, 16, b"MIT-SCREEN-SAVER"))
+        opcode = struct.unpack("<9xB22x", await reader.readexactly(32))[0]
+        writer.write(struct.pack("<BBHI", opcode, 1, 2, root))
+        return struct.unpack("<16xI12x", await reader.readexactly(32))[0] / 1000
+    finally:
+        writer.transport.abort()

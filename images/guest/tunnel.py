@@ -1,0 +1,164 @@
+"""The hub's way to the desktop: one TLS connection for each viewer, beside the requests and on the same port.
+
+It asks for this with the name of the protocol in the handshake (ALPN). The hub sends one line of JSON, the agent answers in
+lines; after ``ready`` the bytes of Xvnc follow, from its ServerInit message on, and nothing of them is looked at here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from . import identity, rfb
+from .desktop import LARGEST, LAYOUT, SMALLEST, Desktop, Screen
+from .nurse import LaunchError
+
+PROTOCOL = "hutch.rfb"
+PROTOCOLS = [PROTOCOL, "http/1.1"]
+LINE_BYTES = 4096
+LINE_SECONDS = 10.0
+KEEPALIVE_SECONDS = 30
+
+
+class Door(asyncio.Protocol):
+    """Hands a new connection to whom it asked for."""
+
+    def __init__(self, http: Callable[[], asyncio.BaseProtocol], tunnels: Tunnels) -> None:
+        self._http, self._tunnels = http, tunnels
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        asked = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        protocol = FirstLine(self._tunnels.serve) if asked == PROTOCOL else self._http()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+class FirstLine(asyncio.Protocol):
+    """Reads one line, and takes nothing more until it is answered."""
+
+    def __init__(self, serve: Callable[[FirstLine], Any]) -> None:
+        self._serve = serve
+        self._bytes = b""
+        self.line: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        # held here: the loop itself does not keep a task alive
+        self._task = asyncio.ensure_future(self._serve(self))
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes += data
+        if self.line.done() or len(self._bytes) > LINE_BYTES:
+            self.transport.abort()
+        elif self._bytes.endswith(b"\n"):
+            self.line.set_result(self._bytes)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.line.done():
+            self.line.set_exception(error or ConnectionError("The hub went away."))
+
+
+class End(asyncio.Protocol):
+    """One end of a tunnel: what comes in here goes out at the other, no faster than it is taken there."""
+
+    def __init__(self, other: asyncio.Transport, ended: Callable[[], object]) -> None:
+        self._other, self._ended = other, ended
+
+    def data_received(self, data: bytes) -> None:
+        self._other.write(data)
+
+    def pause_writing(self) -> None:
+        self._other.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._other.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ended()
+
+
+class Tunnels:
+    """Who looks at the desktop."""
+
+    def __init__(self, desktop: Desktop) -> None:
+        self._desktop = desktop
+        self._open: dict[asyncio.Transport, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def close(self, user: str) -> None:
+        for transport in [transport for transport, who in self._open.items() if who == user]:
+            transport.abort()
+
+    async def serve(self, connection: FirstLine) -> None:
+        hub = connection.transport
+
+        def say(state: str, message: str = "") -> None:
+            hub.write(json.dumps({"state": state, "message": message}).encode() + b"\n")
+
+        try:
+            if not identity.is_hub(hub.get_extra_info("peercert")):
+                raise ValueError(f"Only a certificate for the name {identity.HUB_NAME} is served.")
+            async with asyncio.timeout(LINE_SECONDS):
+                user, control, screen = parse(await connection.line)
+            if user is None:
+                await self._desktop.set_layout(screen.layout)
+                say("ready")
+            else:
+                await self._desktop.ready(screen, partial(say, "starting"))
+                self._join(hub, await self._desktop.connect(control), user, partial(say, "ready"))
+                return
+        except TimeoutError:
+            say("failed", "The line that says whose desktop connection this is did not come in time.")
+        except (ValueError, LaunchError, rfb.RfbError) as error:
+            say("failed", str(error))
+        except OSError:
+            pass
+        hub.close()
+
+    def _join(self, hub: asyncio.Transport, desktop: asyncio.Transport, user: str, ready: Callable[[], None]) -> None:
+        if hub.is_closing():
+            desktop.abort()
+            return
+
+        def hub_ended() -> None:
+            self._open.pop(hub, None)
+            desktop.abort()
+
+        self._open[hub] = user
+        tcp: socket.socket = hub.get_extra_info("socket")
+        # a relay whose machine is gone says no farewell
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+        hub.set_protocol(End(desktop, hub_ended))
+        desktop.set_protocol(End(hub, hub.close))
+        ready()
+        desktop.write(rfb.SHARED)
+
+
+def parse(line: bytes) -> tuple[str | None, bool, Screen]:
+    """Who wants to look, whether to control, and their screen; nobody, where only the keyboard's layout is to change."""
+    asked = json.loads(line)
+    if not isinstance(asked, dict):
+        raise ValueError("The line must be a JSON object.")
+    layout = asked.get("layout")
+    if not (isinstance(layout, str) and LAYOUT.fullmatch(layout)):
+        raise ValueError("'layout' must be the name of a keyboard layout.")
+    if asked.keys() == {"layout"}:
+        return None, False, Screen(0, 0, layout)
+    user, control = asked.get("user"), asked.get("control")
+    if not (isinstance(user, str) and 0 < len(user) <= 200):
+        raise ValueError("'user' must be a text of 1 to 200 characters.")
+    if not isinstance(control, bool):
+        raise ValueError("'control' must be true or false.")
+    sizes: list[Any] = [asked.get("width"), asked.get("height")]
+    if not all(type(size) is int and SMALLEST <= size <= LARGEST for size in sizes):
+        raise ValueError(f"'width' and 'height' must be numbers from {SMALLEST} to {LARGEST}.")
+    return user, control, Screen(sizes[0], sizes[1], layout)
