@@ -4,6 +4,9 @@ import RFB from "@novnc/novnc";
 
 const FENCE_IS_REQUEST = 1 << 31;
 const FENCE_HEADER_BYTES = 8;
+const MODIFIERS = {
+  ShiftLeft: "Shift", ShiftRight: "Shift", ControlLeft: "Control", ControlRight: "Control", AltLeft: "Alt", MetaLeft: "Meta", MetaRight: "Meta",
+};
 
 export class Screen extends RFB {
   /** Every pixel of the screen before the eyes, not only every CSS pixel. */
@@ -12,14 +15,32 @@ export class Screen extends RFB {
   onframe = null;
   #asked = 0;
   #answered = null;
+  #dead = "";
 
   constructor(place, pipe) {
     super(place, pipe, { shared: true });
     // else a key that is down when one leaves the picture stays down in the desktop
     this._canvas.addEventListener("blur", () => this._keyboard._allKeysUp());
+    this._canvas.addEventListener("keydown", (event) => this.#catchUp(event), true);
     this._canvas.setAttribute("role", "application");
     this._canvas.setAttribute("aria-label", "Desktop. Ctrl, Alt, Shift and M together lead back to the controls.");
   }
+
+  /** Chromium on Linux does not tell that a dead key goes up, nor what was held with it: it would stay down, and repeat. */
+  #catchUp(event) {
+    this.#dead = event.key === "Dead" ? event.code : "";
+    const down = (code) => (code === "AltRight" ? event.altKey || event.getModifierState("AltGraph") : event.getModifierState(MODIFIERS[code]));
+    for (const code of Object.keys(this._keyboard._keyDownList)) {
+      if ((code in MODIFIERS || code === "AltRight") && code !== event.code && !down(code)) this.#release(code);
+    }
+  }
+
+  _handleKeyEvent(keysym, code, down, ...locks) {
+    super._handleKeyEvent(keysym, code, down, ...locks);
+    if (down && code === this.#dead) this.#release(code);
+  }
+
+  #release(code) { this._keyboard._sendKeyEvent(this._keyboard._keyDownList[code], code, false); }
 
   get canvas() { return this._canvas; }
 

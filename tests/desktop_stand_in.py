@@ -1,6 +1,6 @@
 """The desktop's page in front of a real Xvnc, without hub and agent: one room in one process, to try keys on.
 
-`python tests/e2e/desktop_stand_in.py` shows it at the address that it prints.
+`python tests/desktop_stand_in.py` shows it at the address that it prints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from hub.configuration import Hutch
 from hub.portal.desktop import CLIPBOARD_BYTES, LAYOUTS
 from hub.portal.guard import HEADERS
