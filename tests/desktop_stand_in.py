@@ -24,10 +24,9 @@ from hub.configuration import Hutch
 from hub.portal.desktop import CLIPBOARD_BYTES, LAYOUTS
 from hub.portal.guard import HEADERS
 from hub.portal.rendering import STATIC, Pages
+from images.guest.desktop import MANNERS
 
-# as the agent starts it, but for the password
-XVNC = ["Xtigervnc", "-geometry", "1024x640", "-depth", "24", "-SecurityTypes", "None", "-rfbport", "-1", "-AlwaysShared"]
-XVNC += ["-RawKeyboard=1", "-nolisten", "tcp", "-desktop", "Trial", "-AcceptSetDesktopSize"]
+XVNC = ["Xtigervnc", "-geometry", "1024x640", "-SecurityTypes", "None", "-rfbport", "-1", "-nolisten", "tcp", *MANNERS.split()]
 SECURITY_NONE, RESULT_OK = b"\x01\x01", b"\0\0\0\0"
 ME = {"id": "1", "name": "Ann", "part": "owner", "control": True, "typing": False, "since": "2026-11-22T12:00:00+00:00"}
 
@@ -35,13 +34,11 @@ ME = {"id": "1", "name": "Ann", "part": "owner", "control": True, "typing": Fals
 @contextmanager
 def xvnc(folder: Path) -> Iterator[tuple[Path, str]]:
     """Its socket, and its DISPLAY."""
-    socket, (reading, writing) = folder / "rfb", os.pipe()
-    command = [*XVNC, "-rfbunixpath", str(socket), "-displayfd", str(writing)]
+    socket = folder / "rfb"
     with (folder / "xvnc.log").open("wb") as log:
-        process = subprocess.Popen(command, pass_fds=[writing], stdout=log, stderr=log)
-    os.close(writing)
-    with os.fdopen(reading) as display:
-        number = display.readline().strip()
+        process = subprocess.Popen([*XVNC, "-rfbunixpath", str(socket)], stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout
+    number = process.stdout.readline().strip()
     try:
         yield socket, f":{number}"
     finally:
@@ -66,7 +63,6 @@ class StandIn:
         app = web.Application(client_max_size=1 << 20)
         app.router.add_get("/", self.page)
         app.router.add_post("/instances/1/desktop/ticket", self.ticket)
-        app.router.add_post("/instances/1/desktop/layout", self.layout)
         app.router.add_get("/rooms/1", self.channel)
         for name, folder in STATIC.items():
             app.router.add_static(f"/static/{name}", folder)
@@ -78,14 +74,8 @@ class StandIn:
         text = self.pages.fragment(asked, "desktop.html", layouts=LAYOUTS, clipboard_limit=CLIPBOARD_BYTES, **facts)
         return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
-    async def ticket(self, _request: web.Request) -> web.Response:
-        return web.json_response({"ticket": "trial", "address": "/rooms/1"})
-
-    async def layout(self, request: web.Request) -> web.Response:
-        layout = str((await request.post())["layout"])
-        await asyncio.to_thread(set_layout, self.display, layout)
-        self.layouts.append(layout)
-        return web.Response()
+    async def ticket(self, request: web.Request) -> web.Response:
+        return web.json_response({"ticket": "trial", "url": f"ws://{request.host}/rooms/1"})
 
     async def channel(self, request: web.Request) -> web.WebSocketResponse:
         channel = web.WebSocketResponse(protocols=["hutch.rfb"])
@@ -100,7 +90,10 @@ class StandIn:
         async for message in channel:
             if message.type is WSMsgType.TEXT:
                 self.heard.append(heard := message.json())
-                if heard == {"do": "rfb", "session": number}:
+                if heard["do"] == "layout":
+                    await asyncio.to_thread(set_layout, self.display, heard["layout"])
+                    self.layouts.append(heard["layout"])
+                elif heard == {"do": "rfb", "session": number}:
                     await channel.send_bytes(b"RFB 003.008\n" + SECURITY_NONE)
                     await channel.send_bytes(RESULT_OK)
                     down = asyncio.create_task(self._pump(reader, channel))

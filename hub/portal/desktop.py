@@ -22,7 +22,7 @@ CLIPBOARD_BYTES = 512 * 1024
 @dataclass(frozen=True, slots=True)
 class Layout:
     """code: as X's setxkbmap takes it. keys: what the keys in which layouts differ (browser/keyboard.js) write without Shift;
-    a dead key counts by its sign. languages: of browsers whose users mostly have it."""
+    as a browser gives them, dead keys by a sign like theirs. languages: of browsers whose users mostly have it."""
 
     code: str
     name: str
@@ -33,20 +33,20 @@ class Layout:
 LAYOUTS = (
     Layout("us", "English (US)", "`-=[];'\\qy1/", "en en-US"),
     Layout("gb", "English (UK)", "`-=[];'#qy1/", "en-GB en-IE"),
-    Layout("us(intl)", "English (US, dead keys)", "`-=[];´\\qy1/", "nl"),
+    Layout("us(intl)", "English (US, dead keys)", "`-=[];'\\qy1/", "nl"),
     Layout("be", "Belgian", "²)-^$mùµay&=", "fr-BE nl-BE"),
-    Layout("cz", "Czech", ";=´ú)ů§¨qz+-", "cs"),
-    Layout("dk", "Danish", "½+´å¨æø'qy1-", "da"),
-    Layout("fi", "Finnish", "§+´å¨öä'qy1-", "fi"),
+    Layout("cz", "Czech", ";='ú)ů§¨qz+-", "cs"),
+    Layout("dk", "Danish", "½+'å¨æø'qy1-", "da"),
+    Layout("fi", "Finnish", "§+'å¨öä'qy1-", "fi"),
     Layout("fr", "French", "²)=^$mù*ay&!", "fr"),
-    Layout("de", "German", "^ß´ü+öä#qz1-", "de de-AT"),
+    Layout("de", "German", "^ß'ü+öä#qz1-", "de de-AT"),
     Layout("hu", "Hungarian", "0üóőúéáűqz1-", "hu"),
     Layout("it", "Italian", "\\'ìè+òàùqy1-", "it"),
     Layout("no", "Norwegian", "|+\\å¨øæ'qy1-", "no nb nn"),
     Layout("pl", "Polish", "`-=[];'\\qy1/", "pl"),
-    Layout("pt", "Portuguese", "\\'«+´çº~qy1-", "pt"),
-    Layout("es", "Spanish", "º'¡`+ñ´çqy1-", "es ca gl"),
-    Layout("se", "Swedish", "§+´å¨öä'qy1-", "sv"),
+    Layout("pt", "Portuguese", "\\'«+'çº~qy1-", "pt"),
+    Layout("es", "Spanish", "º'¡`+ñ'çqy1-", "es ca gl"),
+    Layout("se", "Swedish", "§+'å¨öä'qy1-", "sv"),
     Layout("ch", "Swiss (German)", "§'^ü¨öä$qz1-", "de-CH"),
     Layout("ch(fr)", "Swiss (French)", "§'^è¨éà$qz1-", "fr-CH it-CH"),
 )

@@ -35,9 +35,12 @@ LAYOUT = re.compile(r"[a-z]{2,8}(\([A-Za-z0-9_-]{1,32}\))?")
 SMALLEST, LARGEST = 160, 8192
 
 IN = "-rfbunixpath rfb -rfbport -1 -localhost -nolisten tcp -SecurityTypes VncAuth -PasswordFile passwords -auth cookie"
-# what is selected with the mouse stays in there: only what is copied is passed on. The keyboard stays as it was set when the last
+# keys come as places on the keyboard, and the desktop's own layout says what they write: else dead keys are lost. What is selected
+# with the mouse stays in there: only what is copied is passed on. The keyboard stays as it was set when the last
 # program ends, and the screen never goes dark
-MANNERS = "-displayfd 1 -AlwaysShared -AcceptSetDesktopSize -SendPrimary=0 -desktop Hutch -noreset -s 0 -dpi 96 -depth 24"
+MANNERS = (
+    "-displayfd 1 -AlwaysShared -RawKeyboard -AcceptSetDesktopSize -SendPrimary=0 -desktop Hutch -noreset -s 0 -dpi 96 -depth 24"
+)
 SESSION_OF_THE_OWNER = """
 for session in "$HOME/.config/hutch/desktop" /etc/hutch/desktop-session; do [ -x "$session" ] && exec "$session"; done
 exec sh "$0"

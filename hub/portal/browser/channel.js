@@ -44,7 +44,7 @@ export class Channel extends EventTarget {
   #timer = 0;
   #over = false;
 
-  /** askTicket: a function that gets {ticket, address}, or throws an error with `final` when there is none to be had. */
+  /** askTicket: a function that gets {ticket, url}, or throws an error with `final` when there is none to be had. */
   constructor(askTicket) {
     super();
     this.#askTicket = askTicket;
@@ -56,8 +56,8 @@ export class Channel extends EventTarget {
     this.#timer = 0;
     this.#tell("waiting", { seconds: 0, attempts: this.#attempts });
     try {
-      const { ticket, address } = await this.#askTicket();
-      if (!this.#over) this.#open(address, ticket);
+      const { ticket, url } = await this.#askTicket();
+      if (!this.#over) this.#open(url, ticket);
     } catch (error) {
       if (error.final) this.#end(error.message);
       else this.#later();
@@ -68,9 +68,7 @@ export class Channel extends EventTarget {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }
 
-  #open(address, ticket) {
-    const url = new URL(address, window.location);
-    url.protocol = url.protocol.replace("http", "ws");
+  #open(url, ticket) {
     const socket = new WebSocket(url, ["hutch.rfb", `hutch.ticket.${ticket}`]);
     this.#socket = socket;
     socket.binaryType = "arraybuffer";

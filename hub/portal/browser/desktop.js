@@ -23,16 +23,17 @@ async function askTicket() {
   const query = new URLSearchParams({ width: Math.round(byId("stage").clientWidth), height: Math.round(byId("stage").clientHeight), layout: layout.value });
   const answer = await fetch(`${address}/ticket`, { method: "POST" });
   const told = answer.headers.get("Content-Type")?.startsWith("application/json") ? await answer.json() : {};
-  if (answer.ok) return { ticket: told.ticket, address: `${told.address}?${query}` };
+  if (answer.ok) return { ticket: told.ticket, url: `${told.url}?${query}` };
   // what the portal cannot do just now it may do soon; what it refuses it will refuse again
   const refused = answer.status >= 400 && answer.status < 500 && answer.status !== 429;
-  throw Object.assign(new Error(told.text ?? told.message ?? "You may no longer see this desktop, or you are signed out."), { final: refused });
+  throw Object.assign(new Error(told.text ?? "You may no longer see this desktop, or you are signed out."), { final: refused });
 }
 
 // --- the connection
 
 let seconds = 0;
 let counting = 0;
+let reason = "";
 
 channel.addEventListener("waiting", ({ detail }) => {
   stage.freeze();
@@ -40,10 +41,10 @@ channel.addEventListener("waiting", ({ detail }) => {
   clearInterval(counting);
   seconds = Math.ceil(detail.seconds);
   const again = detail.attempts > 0;
-  const why = detail.slow ? " The line was too slow, or nobody was at the desktop for long." : "";
+  const why = detail.slow ? "The line was too slow, or nobody was at the desktop for long." : reason;
   const tell = () => {
     byId("waiting").hidden = false;
-    byId("waiting-words").textContent = !again ? "Connecting to the desktop" : seconds > 0 ? `Connecting again in ${seconds} s.${why}` : "Connecting again";
+    byId("waiting-words").textContent = !again ? "Connecting to the desktop" : seconds > 0 ? `${why} Connecting again in ${seconds} s.` : "Connecting again";
     byId("again").hidden = !(again && seconds > 0);
     seconds -= 1;
   };
@@ -59,15 +60,20 @@ channel.addEventListener("rfb", ({ detail }) => {
   keys.letGo();
   stage.begin(detail.pipe, detail.control);
   body.dataset.control = detail.control;
-  if (detail.control) sendLayout();
+  // whoever drove before may have another keyboard
+  sendLayout();
 });
 stage.addEventListener("frame", () => {
   byId("waiting").hidden = true;
   body.dataset.connection = "open";
+  reason = "";
   if (body.dataset.control === "true" && (!document.activeElement || document.activeElement === body)) screen()?.focus();
 });
 channel.addEventListener("room", ({ detail }) => room.update(detail));
-channel.addEventListener("say", ({ detail }) => say(detail.text));
+channel.addEventListener("say", ({ detail }) => {
+  reason = detail.text;
+  if (body.dataset.connection === "open") say(detail.text);
+});
 channel.addEventListener("starting", ({ detail }) => { byId("waiting-words").textContent = detail.text; });
 channel.addEventListener("end", ({ detail }) => {
   stage.freeze();
@@ -98,16 +104,12 @@ stage.addEventListener("measured", ({ detail: { ms } }) => {
 
 // --- keyboard
 
-async function sendLayout() {
-  const answer = await fetch(`${address}/layout`, { method: "POST", body: new URLSearchParams({ layout: layout.value }) });
-  if (!answer.ok) say("The desktop did not take the keyboard layout. Choose it again under “Keyboard”.");
-  return answer.ok;
-}
+function sendLayout() { if (body.dataset.control === "true") channel.send({ do: "layout", layout: layout.value }); }
 
-layout.addEventListener("change", async () => {
+layout.addEventListener("change", () => {
   rememberLayout(layout.value);
   showKeyboard?.(layout.value);
-  if (body.dataset.control === "true" && (await sendLayout())) say(`The desktop's keyboard is now ${layout.selectedOptions[0].textContent}.`);
+  sendLayout();
 });
 for (const button of document.querySelectorAll("[data-combine]")) button.addEventListener("click", () => keys.combine(button.dataset.combine.split(" ")));
 for (const button of document.querySelectorAll("[data-hold]")) button.addEventListener("click", () => keys.hold(button.dataset.hold));
