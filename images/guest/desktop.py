@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import re
 import secrets
 import shutil
+import socket
 import struct
 import tempfile
 import time
@@ -48,7 +50,7 @@ exec sh "$0"
 SESSION_OF_OURS = Path(__file__).with_name("desktop-session")
 
 COOKIE_NAME = b"MIT-MAGIC-COOKIE-1"
-ANY_DISPLAY = struct.pack(">HHH", 0xFFFF, 0, 0)
+LOCAL_FAMILY, ANY_FAMILY = 256, 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Desktop(Upkeep[Process]):
         self._screen = Screen(0, 0, "")
         self._turn = asyncio.Lock()
         self._beginning: asyncio.Task[Process] | None = None
+        self._furnishing: asyncio.Task[None] | None = None
 
     async def ready(self, screen: Screen, tell: Callable[[str], None]) -> None:
         """Return when it runs; whoever comes first has it started, as large as their screen and with their keyboard."""
@@ -175,6 +178,8 @@ class Desktop(Upkeep[Process]):
         if self._beginning:
             self._beginning.cancel()
         async with self._turn:
+            if self._furnishing:
+                self._furnishing.cancel()
             await self.programs.stop()
             await super().stop()
             self._forget()
@@ -193,18 +198,19 @@ class Desktop(Upkeep[Process]):
                     self._display = (await _read(reading.fileno())).strip()
                 if not self._display.isdecimal():
                     raise LaunchError("The desktop's X server ended while it was starting.")
-                await self._furnish(account, environment)
+                self._write("cookie", self._cookies(), account)
+                await self.programs.begin(account, environment | self._variables())
             except BaseException:
                 await process.end(STOPPING_LIMIT_SECONDS)
                 raise
+        self._furnishing = asyncio.create_task(self._furnish())
         return process
 
-    async def _furnish(self, account: str | None, environment: dict[str, str]) -> None:
-        variables = self._variables()
-        await self.programs.begin(account, environment | variables)
-        with contextlib.suppress(LaunchError):  # no reason to have no desktop at all
+    async def _furnish(self) -> None:
+        """What nobody has to wait for."""
+        with contextlib.suppress(LaunchError):  # an unknown layout is no reason to have no desktop
             await self.set_layout(self._screen.layout)
-        await self._session.show_on(variables)
+        await self._session.show_on(self._variables())
 
     def _variables(self) -> dict[str, str]:
         return {"DISPLAY": f":{self._display}", "XAUTHORITY": f"{self._folder}/cookie"}
@@ -218,17 +224,25 @@ class Desktop(Upkeep[Process]):
             # not below the state's folder, which may have too long a name for a socket and is closed to the owner
             self._folder = Path(tempfile.mkdtemp(prefix="hutch-desktop-"))
             self._folder_link.symlink_to(self._folder)
-            files = {
-                "passwords": rfb.password_file(self._passwords[True], self._passwords[False]),
-                "cookie": ANY_DISPLAY + struct.pack(">H", len(COOKIE_NAME)) + COOKIE_NAME + struct.pack(">H", 16) + self._cookie,
-            }
-            for name, content in files.items():
-                identity.write_private(self._folder / name, content)
+            self._write("passwords", rfb.password_file(self._passwords[True], self._passwords[False]), account)
+            self._write("cookie", self._cookies(), account)
             if account:
-                for path in (*self._folder.iterdir(), self._folder):
-                    shutil.chown(path, account)
+                shutil.chown(self._folder, account)
         (self._folder / "rfb").unlink(missing_ok=True)
         return self._folder
+
+    def _write(self, name: str, content: bytes, account: str | None) -> None:
+        assert self._folder is not None
+        identity.write_private(self._folder / name, content, pwd.getpwnam(account).pw_uid if account else -1)
+
+    def _cookies(self) -> bytes:
+        """As `xauth` would write them: for this display of this machine, and for whatever its name becomes."""
+        host, display = socket.gethostname().encode(), self._display.encode()
+        return b"".join(
+            struct.pack(">H", family)
+            + b"".join(struct.pack(">H", len(part)) + part for part in (*whose, COOKIE_NAME, self._cookie))
+            for family, whose in ((LOCAL_FAMILY, (host, display)), (ANY_FAMILY, (b"", b"")))
+        )
 
     def _forget(self) -> None:
         self.state = "none"

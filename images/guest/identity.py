@@ -72,11 +72,13 @@ def _create() -> tuple[bytes, bytes]:
     return key_pem, certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """A file only we can read, there whole or not at all."""
+def write_private(path: Path, content: bytes, owner: int = -1) -> None:
+    """A file only we, or an account of this number, can read; there whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        # not by its name, which may be another file's by now in a folder of theirs
+        os.fchown(file.fileno(), owner, -1)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -47,9 +48,14 @@ def until():
     return wait_until
 
 
-def free_port() -> int:
+def own_address() -> str:
+    """A loopback address that nobody else's test has, so that a port found free there stays so until it is used."""
+    return f"127.{secrets.randbelow(50) + 200}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+
+
+def free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return probe.getsockname()[1]
 
 
@@ -129,7 +135,8 @@ class Guest:
         self.etc, self.state, self.home = (folder / name for name in ("etc", "state", "home"))
         self.console, self.output = folder / "console.log", folder / "agent.log"
         self.etc.mkdir(parents=True)
-        self.port, self.notebook_port = free_port(), free_port()
+        self.address = own_address()
+        self.port, self.notebook_port = free_port(self.address), free_port(self.address)
         self.authority = identity.hub_ca_pem()
         self.client = AgentClient(identity.client_context, port=self.port)
         self.hub = hub
@@ -149,7 +156,7 @@ class Guest:
         arguments = ["--etc", self.etc, "--state", self.state, "--home", self.home, "--console", self.console]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self.package, *map(str, arguments), "--address", "127.0.0.1", "--account", "current"],
+                [sys.executable, "-m", self.package, *map(str, arguments), "--address", self.address, "--account", "current"],
                 cwd=self.root,
                 stdout=output,
                 stderr=output,
@@ -165,7 +172,7 @@ class Guest:
             self.process.wait()
 
     def listens(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+        with suppress(OSError), socket.create_connection((self.address, self.port)):
             return True
         return False
 
@@ -180,10 +187,10 @@ class Guest:
         return {"launch": launch, "owner": owner, "env": environment, "args": [], "port": self.notebook_port}
 
     async def push(self, session: dict[str, Any]) -> list[dict[str, Any]]:
-        return [event async for event in self.client.push("127.0.0.1", self.fingerprint, session)]
+        return [event async for event in self.client.push(self.address, self.fingerprint, session)]
 
     async def status(self) -> dict[str, Any]:
-        return await self.client.status("127.0.0.1", self.fingerprint)
+        return await self.client.status(self.address, self.fingerprint)
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Those of this instance that go by a name."""
@@ -202,7 +209,7 @@ class Guest:
     @asynccontextmanager
     async def browser(self, token: str = FIRST_TOKEN):
         """A client of the notebook that shows a token."""
-        base = f"http://127.0.0.1:{self.notebook_port}{PREFIX}"
+        base = f"http://{self.address}:{self.notebook_port}{PREFIX}"
         async with aiohttp.ClientSession(base, headers={"Authorization": f"token {token}"}) as client:
             yield client
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 import stat
-from datetime import UTC, datetime
 
 import aiohttp
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
+from hub_certificates import anonymous, context_for
 
 from spawner.agent_client import AgentClient, AgentUnreachable
-from spawner.agent_tls import HubIdentity, make_certificate
+from spawner.agent_tls import HubIdentity
 
 
 @pytest.fixture(scope="module")
@@ -22,35 +21,11 @@ def door(shared_guest):
     """Ask with a given TLS context, no questions about the agent's identity."""
 
     async def ask(context: ssl.SSLContext, method: str = "GET", path: str = "/v1/status", **body) -> tuple[int, str]:
-        url = f"https://127.0.0.1:{shared_guest.port}{path}"
+        url = f"https://{shared_guest.address}:{shared_guest.port}{path}"
         async with aiohttp.ClientSession() as client, client.request(method, url, ssl=context, **body) as response:
             return response.status, await response.text()
 
     return ask
-
-
-def context_for(tmp_path, identity: HubIdentity, name: str) -> ssl.SSLContext:
-    """A certificate of the hub's own authority, in another name."""
-    identity.hub_ca_pem()
-    pem = (identity._folder / "authority.pem").read_bytes()
-    authority_key = serialization.load_pem_private_key(pem, password=None)
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = make_certificate(name, key, x509.load_pem_x509_certificate(pem), authority_key, datetime.now(UTC))
-    encoding = serialization.Encoding.PEM
-    file = tmp_path / "client.pem"
-    file.write_bytes(
-        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(encoding)
-    )
-    context = anonymous()
-    context.load_cert_chain(file)
-    return context
-
-
-def anonymous() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
 
 
 async def test_no_certificate_is_refused(door):
@@ -61,7 +36,7 @@ async def test_no_certificate_is_refused(door):
 async def test_a_certificate_of_another_authority_is_refused(shared_guest, tmp_path):
     client = AgentClient(HubIdentity(tmp_path / "other").client_context, port=shared_guest.port)
     with pytest.raises(AgentUnreachable):
-        await client.status("127.0.0.1", shared_guest.fingerprint)
+        await client.status(shared_guest.address, shared_guest.fingerprint)
 
 
 async def test_the_right_authority_with_another_name_is_refused(door, tmp_path, hub_identity):
@@ -76,7 +51,7 @@ async def test_the_hub_is_served(door, tmp_path, hub_identity):
 
 async def test_noise_does_not_end_the_agent(shared_guest):
     for noise in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"\0" * 4000, b"\xff" * 100_000):
-        _, writer = await asyncio.open_connection("127.0.0.1", shared_guest.port)
+        _, writer = await asyncio.open_connection(shared_guest.address, shared_guest.port)
         writer.write(noise)
         writer.close()
     assert (await shared_guest.status())["notebook"] == "running"
@@ -130,7 +105,7 @@ async def test_nothing_else_is_served(door, hub_identity, method, path, status):
 
 
 def test_the_fingerprint_is_that_of_the_served_certificate(shared_guest):
-    pem = ssl.get_server_certificate(("127.0.0.1", shared_guest.port))
+    pem = ssl.get_server_certificate((shared_guest.address, shared_guest.port))
     served = x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA256())
     assert served.hex() == shared_guest.fingerprint
 

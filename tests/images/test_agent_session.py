@@ -77,7 +77,7 @@ async def test_another_server_of_the_owner_gets_a_notebook_of_its_own(guest):
 
 
 async def test_a_launch_goes_on_without_its_listener_and_can_be_joined(guest):
-    events = guest.client.push("127.0.0.1", guest.fingerprint, guest.session())
+    events = guest.client.push(guest.address, guest.fingerprint, guest.session())
     assert (await anext(events))["stage"] == "account"
     await events.aclose()
     joined, joined_too = await asyncio.gather(guest.push(guest.session()), guest.push(guest.session()))
@@ -141,7 +141,7 @@ async def test_a_push_succeeds_although_the_nursery_of_kernels_died_alone(guest,
 async def test_a_question_that_was_under_way_is_asked_again_of_a_new_nursery(guest, until):
     notebooks, kernels = await nurseries_of(guest, until)
     kernels.suspend()
-    events = guest.client.push("127.0.0.1", guest.fingerprint, guest.session())
+    events = guest.client.push(guest.address, guest.fingerprint, guest.session())
     assert (await anext(events))["stage"] == "account"
     notebooks.kill()
     assert [event["stage"] async for event in events] == STAGES[1:]
@@ -209,7 +209,7 @@ async def test_told_to_end_the_agent_ends_the_notebook_too(guest, until):
 
 async def test_an_ended_session_can_be_launched_again(guest):
     await guest.push(guest.session())
-    await guest.client.end("127.0.0.1", guest.fingerprint)
+    await guest.client.end(guest.address, guest.fingerprint)
     assert guest.notebook_process is None
     status = await guest.status()
     assert (status["notebook"], status["owner"]) == ("none", "ann")
@@ -217,9 +217,9 @@ async def test_an_ended_session_can_be_launched_again(guest):
 
 
 async def test_ending_calls_off_a_launch(guest):
-    events = guest.client.push("127.0.0.1", guest.fingerprint, guest.session())
+    events = guest.client.push(guest.address, guest.fingerprint, guest.session())
     await anext(events)
-    await guest.client.end("127.0.0.1", guest.fingerprint)
+    await guest.client.end(guest.address, guest.fingerprint)
     with pytest.raises(AgentFailed, match="called off"):
         async for _ in events:
             pass
@@ -299,20 +299,20 @@ def authorities(tmp_path: Path) -> tuple[Path, Path]:
 
 
 async def test_a_notebook_shows_the_certificate_of_its_launch_and_is_kept_with_it(guest, authorities):
-    url = f"https://127.0.0.1:{guest.notebook_port}/user/ann/"
+    url = f"https://{guest.address}:{guest.notebook_port}/user/ann/"
 
     def session(launch: str, address: str) -> dict[str, Any]:
         tls = notebook_certificate(address, ["localhost"], *authorities)
         return guest.session(launch=launch, JUPYTERHUB_SERVICE_URL=url) | {"tls": tls}
 
     async def shown() -> str:
-        return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", guest.notebook_port))
+        return await asyncio.to_thread(ssl.get_server_certificate, (guest.address, guest.notebook_port))
 
-    first = session("1", "127.0.0.1")
+    first = session("1", guest.address)
     assert (await guest.push(first))[-1]["kept"] is False
     assert (await shown()).split() == first["tls"]["certificate"].split()
 
-    assert (await guest.push(session("2", "127.0.0.1")))[-1]["kept"] is True
+    assert (await guest.push(session("2", guest.address)))[-1]["kept"] is True
     assert (await shown()).split() == first["tls"]["certificate"].split()
 
     moved = session("3", "127.0.0.9")

@@ -50,7 +50,7 @@ async def statuses(client: aiohttp.ClientSession) -> int:
 
 
 async def send_away(guest, name: str) -> None:
-    await guest.client.send_away("127.0.0.1", guest.fingerprint, name)
+    await guest.client.send_away(guest.address, guest.fingerprint, name)
 
 
 async def test_what_a_person_has_open_closes_and_they_do_not_get_in_again(shared_guest, small_hub, bob, token, kernel):
@@ -92,5 +92,5 @@ async def test_who_is_still_allowed_comes_in_again_and_a_name_can_be_anything(sh
 
 
 async def test_without_a_notebook_there_is_nobody_to_send_away(guest):
-    await guest.client.send_away("127.0.0.1", guest.fingerprint, "bob")
+    await guest.client.send_away(guest.address, guest.fingerprint, "bob")
     assert (await guest.status())["notebook"] == "none"
