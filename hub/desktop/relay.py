@@ -67,7 +67,7 @@ class Limits:
     frames_per_second: int = 1500
     texts_per_second: int = 30
     clipboard_bytes: int = 1 << 20
-    # what waits for a browser: enough for a quick line, little enough that a slow one is not seconds behind
+    # what is told to a browser that takes nothing; of its desktop's bytes there wait no more than were read at once
     browser_buffer: int = 256 * 1024
     # what waits for a desktop: input, which is small
     desktop_buffer: int = 64 * 1024
@@ -118,6 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         self._websocket = ServerProtocol(subprotocols=[SUBPROTOCOL], max_size=(None, limits.frame_bytes), logger=logger)
         self._handler = handler_factory(self)
         self._running: _Session | None = None
+        self._lent: memoryview | None = None
         self._opened = False
         self._request_bytes = 0
         self._text: bytearray | None = None
@@ -145,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.open:
             self._websocket.send_text(json.dumps(message).encode())
             self._write_out()
-            if self._transport.get_write_buffer_size() > 4 * self.limits.browser_buffer:
+            if self._transport.get_write_buffer_size() > _desktop_reads.size + self.limits.browser_buffer:
                 self._transport.abort()
 
     def end(self, code: int, message: dict[str, Any] | None = None) -> None:
@@ -168,7 +169,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # what uvloop makes is not derived from it
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(self.limits.browser_buffer)
+        # written at once; and if not all of it is, no more is read from the desktop until it has gone out
+        self._transport.set_write_buffer_limits(0)
         self._later("request", self.limits.request_seconds, self._transport.abort)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -200,6 +202,8 @@ class Connection(asyncio.BufferedProtocol):
         self.congested = False
         self._cancel("stalled")
         self.read_again("pongs")
+        _desktop_reads.give_back(self._lent)
+        self._lent = None
         if self._running:
             self._running.flow()
 
@@ -292,7 +296,13 @@ class Connection(asyncio.BufferedProtocol):
         elif self._running and message.get("session") == self._running.number:
             self._running.agreed()
 
-    def send(self, data: bytes) -> None:
+    def send_read(self, nbytes: int) -> None:
+        """What was just read from a desktop, from where it was read to. If it cannot be sent at once, it stays there till then."""
+        self.send(_desktop_reads.buffer[:nbytes])
+        if self._transport.get_write_buffer_size():
+            self._lent = _desktop_reads.lend()
+
+    def send(self, data: bytes | memoryview) -> None:
         """A binary frame, from a desktop: not by the library, which would copy the whole of it into a new one."""
         length = len(data)
         if length < 126:
@@ -372,8 +382,29 @@ class Connection(asyncio.BufferedProtocol):
             self.read_again("desktop")
 
 
-# what is read from desktops, likewise
-_desktop_buffer = memoryview(bytearray(256 * 1024))
+class _DesktopReads:
+    """What is read from desktops goes to one place too, and from there to the browser, without having been copied.
+
+    When a browser does not take all of it at once, another place is used until it has.
+    """
+
+    size = 256 * 1024
+    most_spare = 16
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(self.size))
+        self._spare: list[memoryview] = []
+
+    def lend(self) -> memoryview:
+        lent, self.buffer = self.buffer, self._spare.pop() if self._spare else memoryview(bytearray(self.size))
+        return lent
+
+    def give_back(self, lent: memoryview | None) -> None:
+        if lent and len(self._spare) < self.most_spare:
+            self._spare.append(lent)
+
+
+_desktop_reads = _DesktopReads()
 
 
 class _Session(asyncio.BufferedProtocol):
@@ -454,12 +485,16 @@ class _Session(asyncio.BufferedProtocol):
         self.flow()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _desktop_buffer
+        return _desktop_reads.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(bytes(_desktop_buffer[:nbytes]))
+        if self._handshake.done and not self._stopped and not self._connection.congested:
+            self._connection.send_read(nbytes)
+        else:
+            self.data_received(bytes(_desktop_reads.buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
+        """Also called by whoever has opened the connection, and read more than was meant for it."""
         if self._stopped:
             return
         if self._handshake.done:
