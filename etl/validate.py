@@ -151,7 +151,9 @@ class Sieve:
         moved = pl.col("_held_login") != pl.col("login")
         self._refuse_where("login", moved, pl.format(reason, "id", "_held_login", "login"))
         owners = self.held.select("login", _owner="id")
-        claimed = self.fresh.with_columns(_first=pl.col("id").first().over("login")).join(owners, on="login", how="left")
+        # few are claimed twice, and a look at each group of one would take long
+        claimed = self.fresh.filter(pl.col("login").is_duplicated() | pl.col("login").is_in(owners["login"].implode()))
+        claimed = claimed.with_columns(_first=pl.col("id").first().over("login")).join(owners, on="login", how="left")
         taken = claimed.filter(pl.col("login").is_not_null() & (pl.coalesce("_owner", "_first") != pl.col("id")))
         reason = "'{}' belongs to user '{}'; a login is never given to another person"
         self._refuse(taken, "login", pl.format(reason, "login", pl.coalesce("_owner", "_first")))

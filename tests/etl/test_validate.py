@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.diff import compare, ids
@@ -260,6 +260,7 @@ def test_a_zone_that_is_written_is_stronger_than_that_of_the_source():
     assert row["starts_at"] == datetime(2026, 1, 10, 3, tzinfo=UTC)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_is_a_moment_or_refused(written):
     checked = Checked("experiment", EXPERIMENT | {"starts_at": written})
