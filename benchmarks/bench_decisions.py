@@ -142,7 +142,7 @@ def page(session: Session) -> new_instance.Offer:
     wish = new_instance.Wish(experiments=("E40",), touched=True)
     visits = [visit for visit in experiments_of(session, person.id, wish.experiments) if may_see(person, visit, terms)]
     plans, usage = plans_offered(session), find_usage(session, person.id)
-    seconds = launch_seconds(session, [plan.id for plan in plans])
+    seconds = launch_seconds(session)
     return new_instance.offer(wish, person, visits, plans, usage=usage, seconds=seconds, terms=terms)
 
 

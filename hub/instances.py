@@ -6,14 +6,14 @@ killed half-way, the steward, an operator) can read what was wanted, by whom, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from statistics import median
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, bindparam, select
 from sqlalchemy.orm import Session
 
 from . import queue
@@ -190,23 +190,27 @@ def due_for_purge(session: Session, at: datetime) -> list[Instance]:
     return list(session.scalars(query))
 
 
-def launch_seconds(session: Session, plan_ids: Iterable[str], last: int = 50) -> dict[str, list[float]]:
-    """How long the last launches of each plan took, newest first, in seconds; a plan that was not launched lately has none."""
-    lately = (
-        select(InstanceEvent.id, InstanceEvent.instance_id, InstanceEvent.seconds)
-        .where(InstanceEvent.kind == "ready")
-        .order_by(InstanceEvent.id.desc())
-        .limit(LATELY)
-        .subquery()
-    )
-    query = (
-        select(Instance.plan_id, lately.c.seconds)
-        .join(lately, lately.c.instance_id == Instance.id)
-        .where(Instance.plan_id.in_(list(plan_ids)), lately.c.seconds.is_not(None))
-        .order_by(lately.c.id.desc())
-    )
+_LATELY = (
+    select(InstanceEvent.id, InstanceEvent.instance_id, InstanceEvent.seconds)
+    .where(InstanceEvent.kind == "ready")
+    .order_by(InstanceEvent.id.desc())
+    .limit(bindparam("lately"))
+    .subquery()
+)
+# built once, because that takes longer than the answer
+_SECONDS = (
+    select(Instance.plan_id, _LATELY.c.seconds)
+    .join(_LATELY, _LATELY.c.instance_id == Instance.id)
+    .where(_LATELY.c.seconds.is_not(None))
+    .order_by(_LATELY.c.id.desc())
+)
+
+
+def launch_seconds(session: Session, plan_id: str = "", last: int = 50) -> dict[str, list[float]]:
+    """How long the last launches of each plan (or of this one) took, newest first; a plan that was not launched lately has none."""
     found: dict[str, list[float]] = {}
-    for plan_id, seconds in session.execute(query):
+    query = _SECONDS.where(Instance.plan_id == plan_id) if plan_id else _SECONDS
+    for plan_id, seconds in session.execute(query, {"lately": LATELY}):
         of_plan = found.setdefault(plan_id, [])
         if len(of_plan) < last:
             of_plan.append(seconds)
@@ -215,5 +219,5 @@ def launch_seconds(session: Session, plan_ids: Iterable[str], last: int = 50) ->
 
 def expected_seconds(session: Session, plan_id: str) -> float | None:
     """The median of the last launches of a plan; None when there was none lately."""
-    seconds = launch_seconds(session, [plan_id]).get(plan_id)
+    seconds = launch_seconds(session, plan_id).get(plan_id)
     return median(seconds) if seconds else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, cast, func, literal, null, select, true, union_all
+from sqlalchemy import CursorResult, Select, Text, bindparam, cast, func, literal, null, select, true, union_all
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from .access import Consent, Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, quota
@@ -71,12 +71,23 @@ VISITS = (
     .outerjoin(ExperimentMember, _IS_MEMBER)
     .order_by(Experiment.starts_at.desc(), Experiment.id)
 )
-VISITS_NAMED = VISITS.where(Experiment.id.in_(bindparam("ids", expanding=True)))
+_NAMED: Any = bindparam("ids", expanding=True)
+VISITS_NAMED = VISITS.where(Experiment.id.in_(_NAMED))
+_MINE = select(ExperimentMember.experiment_id).where(
+    ExperimentMember.user_id == bindparam("user_id"), ExperimentMember.ended_at.is_(None)
+)
+# one set of ids: asked as "or", both databases would go through all experiments
+VISITS_OF = VISITS.where(
+    Experiment.id.in_(union_all(_MINE, select(Experiment.id).where(Experiment.id.in_(_NAMED)))), Experiment.ended_at.is_(None)
+)
 
 _FACTS = Plan.id, Plan.name, func.coalesce(Plan.description, ""), Plan.image, Plan.flavor, Plan.cores, Plan.memory_mb
-_PLANS = select(*_FACTS, cast(Plan.limits, Text), Plan.lifetimes, Plan.places).order_by(Plan.position, Plan.name)
+# JSON as it is written: a plan is read once, for as long as it stays the same
+_TEXTS = (cast(column, Text) for column in (Plan.limits, Plan.lifetimes, Plan.places))
+_PLANS = select(*_FACTS, *_TEXTS).order_by(Plan.position, Plan.name)
 PLANS = _PLANS.where(Plan.ended_at.is_(None))
 PLAN = PLANS.where(Plan.id == bindparam("plan_id"))
+INSTRUMENTS = select(Instrument.id, Instrument.name).order_by(Instrument.id)
 
 _IS_OWN = Instance.owner_id == bindparam("user_id")
 _NEWEST = select(Instance.plan_id).where(_IS_OWN).order_by(Instance.created_at.desc()).limit(1)
@@ -120,10 +131,7 @@ def find_person(session: Session, login: str, terms: Terms) -> Person | None:
 
 def experiments_of(session: Session, user_id: str, also: Collection[str] = ()) -> list[Visit]:
     """Every experiment that the person is a member of now, newest first, and those of these ids."""
-    mine = select(ExperimentMember.experiment_id).where(ExperimentMember.user_id == user_id, ExperimentMember.ended_at.is_(None))
-    # one set of ids: asked as "or", both databases would go through all experiments
-    ids = union_all(mine, select(Experiment.id).where(Experiment.id.in_(also)))
-    return _visits(session, VISITS.where(Experiment.id.in_(ids), Experiment.ended_at.is_(None)), user_id)
+    return _visits(session, VISITS_OF, user_id, ids=list(also))
 
 
 def experiments_named(session: Session, ids: Iterable[str], user_id: str) -> list[Visit]:
@@ -134,8 +142,8 @@ def experiments_named(session: Session, ids: Iterable[str], user_id: str) -> lis
 def _visits(session: Session, query: Select, user_id: str, **values: Any) -> list[Visit]:
     return [
         Visit(name, proposal, instrument, title, where, starts_at, ends_at, {user_id: role} if role else {}, public_at, bool(gone))
-        for name, proposal, instrument, title, where, starts_at, ends_at, role, public_at, gone in session.execute(
-            query, values | {"user_id": user_id}
+        for name, proposal, instrument, title, where, starts_at, ends_at, role, public_at, gone in _rows(
+            session, query, values | {"user_id": user_id}
         )
     ]
 
@@ -171,7 +179,7 @@ def find_subject(session: Session, instance: Instance, terms: Terms) -> Subject:
     return Subject(person, plan, find_place(session, instance, person, terms).visits if person else ())
 
 
-def plans_offered(session: Session) -> list[PlanOffer]:
+def plans_offered(session: Session) -> Sequence[PlanOffer]:
     return _offers(session, PLANS)
 
 
@@ -179,20 +187,24 @@ def find_plan(session: Session, plan_id: str) -> PlanOffer | None:
     return next(iter(_offers(session, PLAN, plan_id=plan_id)), None)
 
 
-def _offers(session: Session, query: Select, **values: Any) -> list[PlanOffer]:
-    rows: list[Any] = list(session.execute(query, values))
-    named = {name for *_, limits, _, _ in rows for limit in _limits(limits) for name in limit.instruments or ()}
-    instruments = select(Instrument.id, Instrument.name).where(Instrument.id.in_(named))
-    names = dict(session.execute(instruments).tuples().all()) if named else {}
-    return [
-        PlanOffer(name, title, words, image, flavor, cores, memory_mb, _limits(limits), days, names, tuple(places))
-        for name, title, words, image, flavor, cores, memory_mb, limits, days, places in rows
-    ]
+def _offers(session: Session, query: Select, **values: Any) -> Sequence[PlanOffer]:
+    rows = tuple(map(tuple, _rows(session, query, values)))
+    limited = any("instruments" in limits for *_, limits, _, _ in rows)
+    return _read(rows, tuple(map(tuple, _rows(session, INSTRUMENTS))) if limited else ())
 
 
-@lru_cache(2000)
-def _limits(text: str) -> tuple[Limit, ...]:
-    return tuple(map(Limit.read, json.loads(text)))
+@lru_cache(100)
+def _read(rows: tuple[tuple, ...], instruments: tuple[tuple[str, str], ...]) -> Sequence[PlanOffer]:
+    names = dict(instruments)
+    return tuple(
+        PlanOffer(*facts, tuple(map(Limit.read, json.loads(limits))), json.loads(days), names, tuple(json.loads(places)))  # type: ignore[call-arg]
+        for *facts, limits, days, places in rows
+    )
+
+
+def _rows(session: Session, query: Select, values: Mapping[str, Any] | None = None) -> CursorResult:
+    """Of the facility's own records, which nothing here writes; rows by way of the session cost twice as much."""
+    return session.connection().execute(query, values)
 
 
 def find_usage(session: Session, user_id: str) -> Usage:

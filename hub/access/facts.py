@@ -157,12 +157,12 @@ def _moment(text: str | None) -> datetime | None:
     return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PlanOffer:
-    """A plan as the rules see it. lifetimes: days by role or group, "" for everybody, 0 for without end.
+    """A plan as the rules see it: one object for as long as its row stays the same, so that what is said of it can be kept.
 
-    instruments: {id: name} of those that its limits name. places: where it may be launched, the first that has room; none: in
-    that of the spawner's own settings.
+    lifetimes: days by role or group, "" for everybody, 0 for without end. instruments: {id: name}, of those that its limits name
+    at least. places: where it may be launched, the first that has room; none: in that of the spawner's own settings.
     """
 
     id: str

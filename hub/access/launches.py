@@ -72,11 +72,16 @@ def may_pick(person: Person, plan: PlanOffer, visits: Sequence[Visit], terms: Te
     for limit in plan.limits:
         if (grounds := grounds_of(limit, person, visits, terms.at)) is not None:
             return Decision(True, "plan-limit", records=records + grounds)
+    sentence, missed = _only_for(plan)
+    return Decision(False, "plan-limited", sentence, records + tuple([_record(table, person, name) for table, name in missed]))
+
+
+@lru_cache(1000)
+def _only_for(plan: PlanOffer) -> tuple[str, list[tuple[str, str]]]:
+    """For whom a limited plan is, in words; and each table and name of which a record would be needed."""
     ways = [_in_words(limit, plan.instruments) for limit in plan.limits]
-    missed = [
-        _record(table, person, name) for limit in plan.limits for named, _, table in HELD for name in getattr(limit, named) or ()
-    ]
-    return Decision(False, "plan-limited", f"{plan.name} is only {', or '.join(ways)}.", (*records, *sorted(missed)))
+    names = {(table, name) for limit in plan.limits for named, _, table in HELD for name in getattr(limit, named) or ()}
+    return f"{plan.name} is only {', or '.join(ways)}.", sorted(names)
 
 
 # what a limit names, what of a person it asks for, and the table that says so
@@ -99,7 +104,7 @@ def grounds_of(limit: Limit, person: Person, visits: Sequence[Visit], at: dateti
     for named, held, table in HELD:
         if (wanted := getattr(limit, named)) is None:
             continue
-        grounds = [_record(table, person, name) for name in sorted(wanted & getattr(person, held))]
+        grounds = [_record(table, person, name) for name in sorted(both)] if (both := wanted & getattr(person, held)) else []
         if named == "instruments":
             grounds += [ref("experiment", visit.id) for visit in visits if visit.instrument_id in wanted]
         if not grounds:

@@ -91,9 +91,13 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        if value is None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        # asked of each cell: psycopg gives UTC already, as the connection's time zone is; SQLite keeps text
+        if dialect.name == "postgresql":
             return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return lambda text: None if text is None else datetime.fromisoformat(f"{text}+00:00")
 
 
 def now() -> datetime:

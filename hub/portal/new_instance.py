@@ -165,9 +165,12 @@ def free_server_name(title: str, taken: Iterable[str]) -> str:
 def _groups(visits: Sequence[Visit], wish: Wish, at: datetime) -> Iterable[Group]:
     """Those that were chosen stay in sight, whatever is searched for."""
     words = wish.search.casefold().split()
-    found = [visit for visit in visits if not words or visit.id in wish.experiments or _matches(visit, words)]
+    found: dict[str, list[Visit]] = {when: [] for when in GROUPS}
+    for visit in visits:
+        if not words or visit.id in wish.experiments or _matches(visit, words):
+            found[visit.when(at)].append(visit)
     for when, title in GROUPS.items():
-        here = [visit for visit in found if visit.when(at) == when]
+        here = found[when]
         if when == "coming":
             here.reverse()
         shown = here
@@ -194,19 +197,20 @@ def _plans(
 ) -> Iterable[PlanChoice]:
     # the first that refuses; both have reasons when they allow: none
     decisions = {plan.id: may_pick(person, plan, chosen, terms) and may_add_cores(person, usage, plan) for plan in plans}
-    possible = [name for name, decision in decisions.items() if decision and rooms.get(name, Verdict()).ever]
+    unknown, about = Verdict(), question(wish)
+    possible = [name for name, decision in decisions.items() if decision and rooms.get(name, unknown).ever]
     picked = next((name for name in (wish.plan, usage.last_plan, *possible) if name in possible), "")
     for plan in plans:
         size, expectation = wording.size(plan.cores, plan.memory_mb), wording.expectation(seconds.get(plan.id, ()))
-        room = rooms.get(plan.id, Verdict())
-        yield PlanChoice(plan, decisions[plan.id], plan.id == picked, size, expectation, question(wish, plan.id), room)
+        room = rooms.get(plan.id, unknown)
+        yield PlanChoice(plan, decisions[plan.id], plan.id == picked, size, expectation, about + quote(plan.id), room)
 
 
-def question(wish: Wish, plan: str) -> str:
-    """What to ask the page "Why?", as a query."""
+def question(wish: Wish) -> str:
+    """What to ask the page "Why?" about a plan, as a query that ends with the plan."""
     if not wish.experiments:
-        return f"question=plan+launch&key={quote(plan)}"
-    return f"question=experiment+launch&key={quote(','.join(wish.experiments))}&plan={quote(plan)}"
+        return "question=plan+launch&key="
+    return f"question=experiment+launch&key={quote(','.join(wish.experiments))}&plan="
 
 
 def _printable(text: str) -> str:

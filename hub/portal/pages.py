@@ -119,14 +119,14 @@ async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLR
             visits,
             plans,
             usage=find_usage(session, desk.person.id),
-            seconds=launch_seconds(session, [plan.id for plan in plans]),
+            seconds=launch_seconds(session),
             terms=desk.terms,
             rooms=outlooks(session, plans),
         )
 
     offer = await desk.run(offered)
     return desk.page(
-        "new.html", status=422 if refusal else 200, offer=offer, refusal=refusal, why=new_instance.question(wish, wish.plan)
+        "new.html", status=422 if refusal else 200, offer=offer, refusal=refusal, why=new_instance.question(wish) + quote(wish.plan)
     )
 
 

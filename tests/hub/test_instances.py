@@ -204,8 +204,8 @@ def test_the_last_launches_of_all_plans_are_told_newest_first(session, instance,
     for one, seconds in (instance, 1.0), (instance, 2.0), (other, 3.0), (instance, 4.0), (instance, 5.0):
         instances.record_event(session, one.id, "ready", seconds=seconds)
         session.flush()
-    assert instances.launch_seconds(session, ["notebook", "desktop"]) == {"notebook": [5.0, 4.0, 2.0], "desktop": [3.0]}
-    assert instances.launch_seconds(session, ["notebook", "none"], last=2) == {"notebook": [5.0, 4.0]}
+    assert instances.launch_seconds(session) == {"notebook": [5.0, 4.0, 2.0], "desktop": [3.0]}
+    assert instances.launch_seconds(session, "notebook", last=2) == {"notebook": [5.0, 4.0]}
 
 
 def test_the_last_launches_are_found_without_reading_the_whole_history(session):
@@ -215,7 +215,7 @@ def test_the_last_launches_are_found_without_reading_the_whole_history(session):
     def _note(connection, cursor, statement, parameters, context, executemany):
         asked.append((statement, parameters))
 
-    instances.launch_seconds(session, ["notebook"])
+    instances.launch_seconds(session, "notebook")
     ((statement, parameters),) = asked
     connection = session.connection()
     if ON_POSTGRESQL:

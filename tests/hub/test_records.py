@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from hub import records
-from hub.access import Consent, Person, Quota, Terms, Usage, may_use_experiments
+from hub.access import Consent, Limit, Person, Quota, Terms, Usage, may_pick, may_use_experiments
 from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import (
     Experiment,
@@ -137,6 +137,22 @@ def test_what_was_withdrawn_is_not_offered(session):
     session.flush()
     assert records.find_plan(session, "imaging") is None and records.experiments_of(session, "1", ["P1-1"]) == []
     assert [visit.gone for visit in records.experiments_named(session, ["P1-1"], "1")] == [True]
+
+
+def test_a_plan_is_read_once_until_it_or_an_instrument_changes(session):
+    plan = Plan(id="imaging", name="Imaging", image="i", flavor="f", cores=1, memory_mb=1, limits=[{"instruments": ["ID16"]}])
+    session.add(plan)
+    session.flush()
+    (before,) = records.plans_offered(session)
+    assert records.plans_offered(session)[0] is before and before.instruments == {"ID16": "Nano-imaging"}
+    plan.limits = [{"roles": ["staff"]}]
+    session.flush()
+    assert records.plans_offered(session)[0].limits == (Limit.read({"roles": ["staff"]}),)
+    plan.limits, session.get_one(Instrument, "ID16").name = [{"instruments": ["ID16"]}], "Nano"
+    session.flush()
+    (after,) = records.plans_offered(session)
+    assert after.instruments == {"ID16": "Nano"}
+    assert may_pick(found(session), after, [], TERMS).reason == "Imaging is only for experiments on Nano."
 
 
 def test_what_is_named_beside_ones_own_comes_with_its_embargo(session):
