@@ -6,7 +6,7 @@ relatively, so that a recipe can copy the folder into an image under any package
     agent.py      the HTTPS service, started as ``python -m images.guest``
     identity.py   its key and certificate, and whom it listens to
     session.py    one owner, one notebook: launch, keep, restart, stop
-    desktop.py    their desktop: Xvnc and what runs on it (desktop-session)
+    desktop.py    their desktop: Xvnc and what runs on it (desktop_files)
     tunnel.py     the hub's way to it, beside the requests on the same port
     rfb.py        how the agent gets into Xvnc
     upkeep.py     what is started again whenever it ends

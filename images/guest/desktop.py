@@ -47,7 +47,7 @@ SESSION_OF_THE_OWNER = """
 for session in "$HOME/.config/hutch/desktop" /etc/hutch/desktop-session; do [ -x "$session" ] && exec "$session"; done
 exec sh "$0"
 """
-SESSION_OF_OURS = Path(__file__).with_name("desktop-session")
+SESSION_OF_OURS = Path(__file__).with_name("desktop_files") / "session"
 
 COOKIE_NAME = b"MIT-MAGIC-COOKIE-1"
 LOCAL_FAMILY, ANY_FAMILY = 256, 0xFFFF
