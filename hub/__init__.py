@@ -63,8 +63,14 @@ def install(c: Config, file: Path) -> None:
     # long enough for a refusal to be the answer, short enough not to be waited for
     c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.3, **c.JupyterHub.get("tornado_settings", {})}
     c.JupyterHub.extra_user_scopes = sorted({*c.JupyterHub.get("extra_user_scopes", ()), *services.USER_SCOPES})
-    c.JupyterHub.services = [*c.JupyterHub.get("services", ()), services.portal(hutch, file), services.steward(file)]
-    c.JupyterHub.load_roles = [*c.JupyterHub.get("load_roles", ()), services.STEWARD_ROLE, ADMIN_ROLE]
+    ours = [services.portal(hutch, file), services.steward(file), *services.relays(hutch, file)]
+    for one in ours:
+        one["environment"] |= services.addresses(hutch, c.JupyterHub.subdomain_host, c.JupyterHub.get("base_url", "/"))
+    c.JupyterHub.services = [*c.JupyterHub.get("services", ()), *ours]
+    c.JupyterHub.load_roles = [
+        *(*c.JupyterHub.get("load_roles", ()), services.STEWARD_ROLE, ADMIN_ROLE),
+        *([services.relay_role(hutch)] if hutch.desktop_relays else []),
+    ]
 
     _fill(c.ConfigurableHTTPProxy, command=_proxy_command(), pid_file=str(state / "proxy.pid"))
     _fill(c.OpenStackSpawner, state_dir=str(state))

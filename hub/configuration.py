@@ -128,6 +128,28 @@ class Hutch(Configurable):
         """,
     ).tag(config=True)
 
+    desktop_relays = Int(
+        1,
+        min=0,
+        max=64,
+        help="""
+        Run this many processes that carry desktops between browsers and instances; each has the instances of its own.
+
+        Default: 1. Each uses one core at most. 0 means that there are no desktops.
+        """,
+    ).tag(config=True)
+
+    desktop_port = Int(
+        9590,
+        min=1,
+        max=65472,
+        help="""
+        Let the first of them listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it, the others on those after it.
+
+        Default: 9590.
+        """,
+    ).tag(config=True)
+
     default_quota = Int(
         2,
         min=-1,

@@ -41,6 +41,8 @@ import hub
 c.Hutch.facility_name = "Example Facility"
 c.Hutch.contact = {contact!r}
 c.Hutch.portal_port = {portal_port}
+c.Hutch.desktop_relays = 0
+c.Hutch.desktop_port = {desktop_port}
 c.Hutch.database_url = {database_url!r}
 c.JupyterHub.db_url = {hub_database_url!r}
 c.Hutch.steward_interval_seconds = 0.3
@@ -82,7 +84,13 @@ class FacilityHub(RunningHub):
         self.state.mkdir(parents=True, mode=0o700)
         databases = {"database_url": database_url(self.state), "hub_database_url": database_url(self.state, "jupyterhub")}
         config = CONFIG.format(
-            contact=CONTACT, portal_port=free_port(), clouds_yaml=clouds_yaml, more=more, folder=str(folder), **databases
+            contact=CONTACT,
+            portal_port=free_port(),
+            desktop_port=free_port(),
+            clouds_yaml=clouds_yaml,
+            more=more,
+            folder=str(folder),
+            **databases,
         )
         super().__init__(folder, config)
         self.engine = open_database(databases["database_url"])

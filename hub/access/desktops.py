@@ -31,9 +31,14 @@ class Standing:
     One person drives at a time. Who may drive and does not sees, and the machine's clipboard is kept from them.
     """
 
-    right: Right
     watch: Decision
     control: Decision
+
+    def right(self, drives: bool) -> Right:
+        """drives: it is their turn."""
+        if not self.watch:
+            return NOTHING
+        return CONTROL if self.control and drives else Right.VIEW
 
     @property
     def part(self) -> str:
@@ -42,9 +47,5 @@ class Standing:
         return decision.rule if decision else ""
 
 
-def standing(person: Person, place: Place, terms: Terms, *, drives: bool) -> Standing:
-    """drives: it is their turn."""
-    watch, control = (may_act(person, action, place, terms) for action in (Action.WATCH, Action.CONTROL))
-    if not watch:
-        return Standing(NOTHING, watch, control)
-    return Standing(CONTROL if control and drives else Right.VIEW, watch, control)
+def standing(person: Person, place: Place, terms: Terms) -> Standing:
+    return Standing(*(may_act(person, action, place, terms) for action in (Action.WATCH, Action.CONTROL)))

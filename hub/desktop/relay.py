@@ -269,7 +269,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._text is not None:
                 self._add_text(frame)
             elif self._running:
-                self._running.from_browser(frame.data)
+                self._running.from_browser(bytes(frame.data))
         except ProtocolError as problem:
             self.end(MALFORMED, {"do": "end", "rule": "malformed", "text": str(problem)})
 

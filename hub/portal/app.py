@@ -32,6 +32,8 @@ from .identity import AccessRefused, Identity
 from .launches import routes as launch_routes
 from .pages import routes as page_routes
 from .rendering import STATIC, Pages
+from .rooms import relay_origins
+from .rooms import routes as room_routes
 from .why import routes as why_routes
 
 log = structlog.get_logger("portal")
@@ -45,7 +47,7 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.state.sessions = sessions(open_database(hutch.database_url))
     app.state.identity = Identity(Path(hutch.state_dir) / "portal.key")
     app.state.pages = Pages(hutch, base)
-    for routes in (page_routes, launch_routes, why_routes, facility_routes, cloud_routes, desktop_routes):
+    for routes in (page_routes, launch_routes, why_routes, facility_routes, cloud_routes, desktop_routes, room_routes):
         app.include_router(routes, prefix=base.rstrip("/"))
     app.add_api_route(f"{base}oauth_callback", app.state.identity.come_back, response_model=None)
     app.add_api_route(f"{base}sign-out", lambda: app.state.identity.sign_out(hub_address()), response_model=None)
@@ -55,7 +57,7 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    return Guard(app, own_origin=_origin(os.environ.get("JUPYTERHUB_PUBLIC_URL", "")))
+    return Guard(app, own_origin=_origin(os.environ.get("JUPYTERHUB_PUBLIC_URL", "")), connects_to=relay_origins())
 
 
 def hub_address() -> str:

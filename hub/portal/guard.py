@@ -34,8 +34,11 @@ def is_own_request(method: str, headers: Headers, own_origin: str, scheme: str) 
 class Guard:
     """Stands before the whole application, its error pages too."""
 
-    def __init__(self, app: ASGIApp, own_origin: str = "") -> None:
+    def __init__(self, app: ASGIApp, own_origin: str = "", connects_to: str = "") -> None:
+        """connects_to: other origins that our pages' scripts may reach."""
         self._app = app
+        policy = HEADERS["Content-Security-Policy"].replace("connect-src 'self'", f"connect-src 'self' {connects_to}".strip())
+        self._headers = HEADERS | {"Content-Security-Policy": policy}
         self._own_origin = own_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +49,7 @@ class Guard:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(HEADERS)
+                headers.update(self._headers)
                 # a static file's address changes with its content
                 versioned = "/static/" in scope["path"] and scope["query_string"].startswith(b"v=")
                 headers["Cache-Control"] = FOR_EVER if versioned and message["status"] == 200 else PRIVATE

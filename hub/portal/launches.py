@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from ..access import Action
 from ..database.tables import now
+from ..desktop.support import open_requests
 from ..instances import State, expected_seconds
 from ..queue import standings
 from . import views
@@ -57,11 +58,17 @@ async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> d
         except HTTPException:
             if server is None and launch is None:
                 raise
-            return {"card": views.unrecorded(name, server, launch), "launch": launch or views.Launch(), "history": []}
+            return {
+                "card": views.unrecorded(name, server, launch),
+                "launch": launch or views.Launch(),
+                "history": [],
+                "support": [],
+            }
         return {
             "card": views.card(row, server, desk.person, at, launch, standings(session)),
             "launch": launch or views.launch_under_way(row.intents, at, expected_seconds(session, row.plan_id)),
             "history": views.history(row.events, desk.person),
+            "support": open_requests(session, row.id, desk.terms) if row.owner_id == desk.person.id else [],
         }
 
     return await desk.run(found)

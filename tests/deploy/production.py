@@ -48,7 +48,7 @@ def command_of(unit: Path) -> str:
 class Production:
     def __init__(self, folder: Path, devcloud: DevcloudProcess, postgresql: live_servers.PostgreSQL) -> None:
         self.folder, self.etc = folder, folder / "etc"
-        names = ("https", "http", "proxy", "proxy_api", "proxy_metrics", "hub", "portal")
+        names = ("https", "http", "proxy", "proxy_api", "proxy_metrics", "hub", "portal", "desktop")
         self.ports = {name: free_port() for name in names}
         self.address = f"https://{HOST}:{self.ports['https']}"
         self.databases = {name: postgresql.new_database() for name in ("hutch", "hutch_jupyterhub")}
@@ -83,6 +83,7 @@ class Production:
             "hub.install(": f"""c.JupyterHub.hub_port = {self.ports["hub"]}
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{self.ports["proxy_api"]}"
 c.Hutch.portal_port = {self.ports["portal"]}
+c.Hutch.desktop_port = {self.ports["desktop"]}
 c.Hutch.smtp_url = ""
 c.JupyterHub.log_level = "DEBUG"
 hub.install(""",

@@ -29,7 +29,7 @@ class Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """`hutch demo` in a folder of its own, on free ports."""
     folder = tmp_path_factory.mktemp("demo")
-    port, ports = free_port(), [free_port() for _ in range(4)]
+    port, ports = free_port(), [free_port() for _ in range(5)]
     config = (REPOSITORY / "jupyterhub_config.py").read_text().replace('"http://localhost:8000"', f'"http://localhost:{port}"', 1)
     config = config.replace(
         "hub.install(c, Path(__file__))",
@@ -37,6 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{ports[1]}"
 c.ConfigurableHTTPProxy.command = [{str(REPOSITORY / "node_modules/.bin/configurable-http-proxy")!r}]
 c.Hutch.portal_port = {ports[2]}
+c.Hutch.desktop_port = {ports[4]}
 hub.install(c, Path(__file__))""",
     )
     (folder / "jupyterhub_config.py").write_text(config)

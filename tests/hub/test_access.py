@@ -418,10 +418,10 @@ def test_nobody_gets_in_but_owner_members_support_and_admins(who, where, terms):
 
 @given(people, places, some_terms, st.booleans())
 def test_who_drives_may_control_and_who_sees_may_watch(who, where, terms, drives):
-    judged = standing(who, where, terms, drives=drives)
+    judged = standing(who, where, terms)
     may = {action: bool(may_act(who, action, where, terms)) for action in Action}
-    assert bool(judged.right) == may[Action.WATCH]
-    assert (judged.right == Right.VIEW) == (may[Action.WATCH] and not (drives and may[Action.CONTROL]))
+    assert bool(judged.right(drives)) == may[Action.WATCH]
+    assert (judged.right(drives) == Right.VIEW) == (may[Action.WATCH] and not (drives and may[Action.CONTROL]))
     assert bool(judged.part) == may[Action.WATCH]
 
 

@@ -320,15 +320,15 @@ PARTS = ("owner", "driver", "viewer", "it-support", "admin", "stranger")
 def test_what_passes_through_a_connection_of_somebody_inside(policy, there, freely, part, drives):
     who = ANN if part == "owner" else person(*{part}.intersection(("it-support", "admin")))
     where = place(TEAM, part=part if part in ("driver", "viewer") else "", there=there, inside=frozenset({"bob"}))
-    judged = standing(who, replace(where, when_owner_leaves=policy, members_enter_freely=freely), TERMS, drives=drives)
-    assert judged.right == _expected(policy, there, freely, part, drives)
-    assert judged.part == (part if judged.right else "")
+    judged = standing(who, replace(where, when_owner_leaves=policy, members_enter_freely=freely), TERMS)
+    assert judged.right(drives) == _expected(policy, there, freely, part, drives)
+    assert judged.part == (part if judged.right(drives) else "")
 
 
 @pytest.mark.parametrize("drives", [False, True])
 def test_who_is_granted_to_see_never_drives(drives):
-    judged = standing(HELP, place(OWNERS, **consent("view")), TERMS, drives=drives)
-    assert (judged.right, judged.part, judged.control.rule) == (Right.VIEW, "it-support", "consent-view")
+    judged = standing(HELP, place(OWNERS, **consent("view")), TERMS)
+    assert (judged.right(drives), judged.part, judged.control.rule) == (Right.VIEW, "it-support", "consent-view")
 
 
 def test_a_viewer_has_nothing_that_goes_in_and_no_clipboard():

@@ -157,6 +157,7 @@ c = get_config()
 c.JupyterHub.bind_url = "http://{host}:{port}"
 c.JupyterHub.hub_port = {hub_port}
 c.Hutch.portal_port = {portal_port}
+c.Hutch.desktop_relays = 0
 {more}
 hub.install(c, Path(__file__))
 """

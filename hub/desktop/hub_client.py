@@ -1,0 +1,59 @@
+"""What a relay asks of JupyterHub, with its own token: where an instance's agent is, and that work at a desktop counts as work."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import quote
+
+import aiohttp
+from jupyterhub.utils import make_ssl_context
+
+from ..errors import HutchError
+
+
+class NotRunning(HutchError):
+    """There is no desktop to connect to; the text is for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """An instance's agent: its address, and the fingerprint that the cloud's console showed."""
+
+    address: str
+    fingerprint: str
+
+
+class HubClient:
+    """Make it inside a running event loop, and close it."""
+
+    def __init__(self) -> None:
+        headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
+        base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
+        # under internal_ssl, JupyterHub gives its services certificates
+        tls = make_ssl_context(*(os.environ.get(f"JUPYTERHUB_SSL_{name}", "") for name in ("KEYFILE", "CERTFILE", "CLIENT_CA")))
+        self._client = aiohttp.ClientSession(
+            base, headers=headers, timeout=aiohttp.ClientTimeout(total=15), connector=aiohttp.TCPConnector(ssl=tls or True)
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def where(self, login: str, server_name: str) -> Where:
+        """Raises NotRunning."""
+        try:
+            async with self._client.get(f"users/{quote(login, safe='')}") as answer:
+                user = await answer.json() if answer.status == 200 else {}
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise NotRunning("The hub does not answer; it may be restarting.") from error
+        server = user.get("servers", {}).get(server_name, {})
+        state = server.get("state") or {}
+        if not server.get("ready") or not state.get("address") or not state.get("fingerprint"):
+            raise NotRunning("The instance does not run.")
+        return Where(state["address"], state["fingerprint"])
+
+    async def note_activity(self, login: str, server_name: str, at: datetime) -> None:
+        body = {"servers": {server_name: {"last_activity": at.isoformat()}}}
+        async with self._client.post(f"users/{quote(login, safe='')}/activity", json=body) as answer:
+            answer.raise_for_status()

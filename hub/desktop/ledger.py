@@ -1,0 +1,82 @@
+"""What a relay writes down: who was at which desktop, for how long, and how much went through. Never what.
+
+A row is of one connection with one right; another right begins another row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from ..database.tables import DesktopSession, EtlRun, InstanceEvent, UserGroup, UserRole
+from . import relay_of
+
+RELAY_ENDED = "relay-ended"
+# how long people have to come back after a restart, as if they had never left
+BACK_WITHIN = timedelta(seconds=20)
+COLUMNS = ("bytes_out", "bytes_in", "keys", "pointers")
+
+
+@dataclass(slots=True)
+class Line:
+    """One row, as it is now. id: None until it is written."""
+
+    instance_id: str
+    user_id: str
+    part: str
+    control: bool
+    started_at: datetime
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0))
+    last_input_at: datetime | None = None
+    ended_at: datetime | None = None
+    end_reason: str = ""
+    id: int | None = None
+    written_at: datetime | None = None
+
+
+def write(session: Session, lines: Sequence[Line]) -> list[int]:
+    """Adds or updates the rows, in one transaction, and returns their ids."""
+    ids = []
+    for line in lines:
+        facts = {**line.counts, "last_input_at": line.last_input_at, "ended_at": line.ended_at, "end_reason": line.end_reason}
+        if line.id is None:
+            who = {name: getattr(line, name) for name in ("instance_id", "user_id", "part", "control", "started_at")}
+            row = DesktopSession(**who, **facts)
+            session.add(row)
+            session.flush()
+            ids.append(row.id)
+        else:
+            session.execute(update(DesktopSession).where(DesktopSession.id == line.id).values(facts))
+            ids.append(line.id)
+    return ids
+
+
+def close_open(session: Session, number: int, relays: int, at: datetime) -> dict[str, dict[str, bool]]:
+    """Ends what a relay of this number left open, and says who was there just before: {instance: {user: whether they drove}}."""
+    lately = (DesktopSession.end_reason == RELAY_ENDED) & (DesktopSession.ended_at > at - BACK_WITHIN)
+    there: dict[str, dict[str, bool]] = {}
+    for row in session.scalars(select(DesktopSession).where(or_(DesktopSession.ended_at.is_(None), lately))):
+        if relay_of(row.instance_id, relays) != number:
+            continue
+        people = there.setdefault(row.instance_id, {})
+        people[row.user_id] = row.control or people.get(row.user_id, False)
+        if row.ended_at is None:
+            row.ended_at, row.end_reason = at, RELAY_ENDED
+    return there
+
+
+def newest(session: Session, at: datetime) -> tuple[int, int, int]:
+    """Changes when somebody's rights may have: the last event of an instance, the last run, and how many parts have expired."""
+    expired = [select(func.count()).where(table.expires_at <= at).scalar_subquery() for table in (UserRole, UserGroup)]
+    events, runs = (select(func.coalesce(func.max(table.id), 0)).scalar_subquery() for table in (InstanceEvent, EtlRun))
+    last, run, roles, groups = session.execute(select(events, runs, *expired)).one()
+    return last, run, roles + groups
+
+
+def concerned(session: Session, since: int) -> set[str]:
+    """The instances to which something happened."""
+    return set(session.scalars(select(InstanceEvent.instance_id).where(InstanceEvent.id > since).distinct()))

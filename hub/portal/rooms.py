@@ -1,0 +1,131 @@
+"""The way in to a desktop: a ticket for who may come; for support, to ask the owner, and the owner's answer.
+
+Whether the owner is there, only the relay knows: a ticket is for who may come when they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from sqlalchemy.orm import Session
+
+from ..access import Action, Decision, may_act
+from ..database.tables import Instance
+from ..desktop import relay_of, support, tickets
+from ..desktop.relay import SUBPROTOCOL
+from ..records import find_place
+from ..services import RELAYS_VARIABLE
+from .desk import AtDesk, Desk
+from .pages import instance_path
+
+routes = APIRouter()
+
+
+@routes.post("/instances/{instance_id}/desktop/ticket")
+async def ticket(desk: AtDesk, instance_id: str) -> JSONResponse:
+    decision, issued = await desk.run(_issue, desk, instance_id)
+    if not decision:
+        desk.log("desktop-refused", instance=instance_id, rule=decision.rule)
+        told = {"rule": decision.rule, "text": decision.reason, "ask_support": decision.rule in support.CAN_ASK}
+        return JSONResponse(told, status_code=403)
+    return JSONResponse({"url": _room_url(desk.request, instance_id), "ticket": issued, "protocol": SUBPROTOCOL})
+
+
+def _issue(session: Session, desk: Desk, instance_id: str) -> tuple[Decision, str]:
+    instance = seen_instance(session, desk, instance_id)
+    decision = _may_come(session, desk, instance)
+    return decision, tickets.issue(session, instance.id, desk.person.id, desk.at) if decision else ""
+
+
+def _may_come(session: Session, desk: Desk, instance: Instance) -> Decision:
+    if not _relays():
+        return Decision(False, "no-desktops", "There are no desktops here: they are switched off.")
+    return support.may_come(desk.person, find_place(session, instance, desk.person, desk.terms), Action.WATCH, desk.terms)
+
+
+def seen_instance(session: Session, desk: Desk, instance_id: str) -> Instance:
+    """An instance that the visitor has a part in. To others, it is not there."""
+    instance = session.get(Instance, instance_id)
+    if instance is None or instance.deleted_at is not None:
+        raise HTTPException(404)
+    if not may_act(desk.person, Action.SEE, find_place(session, instance, desk.person, desk.terms), desk.terms):
+        raise HTTPException(404)
+    return instance
+
+
+def _relays() -> list[str]:
+    return os.environ.get(RELAYS_VARIABLE, "").split()
+
+
+def _room_url(request: Request, instance_id: str) -> str:
+    relays = _relays()
+    parts = urlsplit(f"{relays[relay_of(instance_id, len(relays))]}rooms/{instance_id}")
+    secure = (parts.scheme or request.url.scheme) == "https"
+    return parts._replace(scheme="wss" if secure else "ws", netloc=parts.netloc or request.headers["Host"]).geturl()
+
+
+def relay_origins() -> str:
+    """What pages may connect to besides their own host, as a Content-Security-Policy names it."""
+    hosts = [urlsplit(address) for address in _relays()]
+    return " ".join(f"{'wss' if one.scheme == 'https' else 'ws'}://{one.netloc}" for one in hosts if one.netloc)
+
+
+# --- support
+
+
+@routes.post("/instances/{instance_id}/support")
+async def ask(desk: AtDesk, instance_id: str) -> Response:
+    reason = str((await desk.request.form()).get("reason", ""))
+
+    def asked(session: Session) -> Instance:
+        instance = seen_instance(session, desk, instance_id)
+        support.ask(session, instance, desk.person, reason, desk.terms)
+        return instance
+
+    try:
+        instance = await desk.run(asked)
+    except support.SupportError as error:
+        return _impossible(desk, error)
+    desk.log("support-asked", instance=instance_id)
+    return desk.page("support_asked.html", instance=instance)
+
+
+@routes.post("/support/{request_id}/grant")
+async def grant(desk: AtDesk, request_id: int) -> Response:
+    form = await desk.request.form()
+    minutes = str(form.get("minutes", ""))
+    count = int(minutes) if minutes.isdecimal() and len(minutes) < 6 else 0
+    return await _answer(desk, request_id, partial(support.grant, right=str(form.get("right", "")), minutes=count))
+
+
+@routes.post("/support/{request_id}/refuse")
+async def refuse(desk: AtDesk, request_id: int) -> Response:
+    return await _answer(desk, request_id, support.refuse)
+
+
+@routes.post("/support/{request_id}/end")
+async def end(desk: AtDesk, request_id: int) -> Response:
+    return await _answer(desk, request_id, support.end)
+
+
+async def _answer(desk: Desk, request_id: int, work: Callable[..., Any]) -> Response:
+    def answered(session: Session) -> tuple[str, str]:
+        row = work(session, request_id=request_id, owner=desk.person, terms=desk.terms)
+        return row.instance_id, row.instance.server_name
+
+    try:
+        instance_id, name = await desk.run(answered)
+    except support.SupportError as error:
+        return _impossible(desk, error)
+    desk.log("support-answered", instance=instance_id, request=request_id)
+    return RedirectResponse(f"{desk.pages.base}{instance_path(name)}", status_code=303)
+
+
+def _impossible(desk: Desk, error: support.SupportError) -> Response:
+    return desk.page("error.html", status=409, kind="hub-refused", phrase="Conflict", message=str(error))
