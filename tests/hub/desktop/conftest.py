@@ -23,6 +23,13 @@ from hub.instances import record_event
 from hub.services import portal_address
 
 ANSWER_SECONDS = 30
+# relays read it too
+CONFIG = """
+import hub.desktop.service
+hub.desktop.service.ACTIVITY_SECONDS = 0
+hub.desktop.service.WRITE_SECONDS = 0
+c.Hutch.desktop_relays = 1
+"""
 KEY_A = bytes((4, 1, 0, 0, 0, 0, 0, 0x61)) + bytes((4, 0, 0, 0, 0, 0, 0, 0x61))
 
 
@@ -30,7 +37,7 @@ class Page:
     """A desktop's page: takes the room's messages, begins the RFB sessions that it is told of, and draws nothing."""
 
     def __init__(self, url: str, protocols: list[str], origin: str | None) -> None:
-        host, port = url.split("/")[2].split(":")
+        _, port = url.split("/")[2].split(":")
         # glibc resolves no *.localhost
         there = socket.create_connection(("127.0.0.1", int(port)))
         self.socket: ClientConnection = connect(url, sock=there, subprotocols=protocols, origin=origin, max_size=None)
@@ -182,7 +189,7 @@ class Desktops:
 
 @pytest.fixture(scope="session")
 def desktop_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FacilityHub]:
-    with facility(tmp_path_factory.mktemp("desktops"), "c.Hutch.desktop_relays = 1\n", payload="agent") as hub:
+    with facility(tmp_path_factory.mktemp("desktops"), CONFIG, payload="agent") as hub:
         yield hub
 
 
