@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from running_hub import PATIENCE_SECONDS
 
 # no sandbox, as the tests may run as root; the rest keeps Chromium from calling home
 ARGUMENTS = [
@@ -28,6 +29,7 @@ def chromium() -> Iterator[Browser]:
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("chromium is missing: apt-get install chromium")
+    expect.set_options(timeout=PATIENCE_SECONDS * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
@@ -54,4 +56,4 @@ def run_cell(page: Page, code: str, answer: str) -> None:
     cell.locator(".cm-content").click()
     page.keyboard.type(code)
     page.keyboard.press("Shift+Enter")
-    expect(cell.locator(".jp-OutputArea-output")).to_contain_text(answer, timeout=60_000)
+    expect(cell.locator(".jp-OutputArea-output")).to_contain_text(answer)

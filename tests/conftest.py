@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import live_servers
 import pytest
@@ -40,6 +43,39 @@ c.Spawner.group_overrides = {
     "a short boot": {"groups": ["role-it-support"], "spawner_override": {"boot_timeout_seconds": 1.0}},
 }
 """
+
+
+# hubs that several files share; one costs a good part of a core for as long as it runs
+SHARED_HUBS = ("facility_hub", "running_hub", "demo")
+# minutes each: begun first, and right after the files that share hubs, so that no core is idle at the end
+LONG = ["test_cloud_calls", "test_contract", "test_agent_kernels"]
+LONG_TOO = ["test_upgrade", "test_production", "test_backup", "test_waiting", "test_sign_on", "test_internal_ssl", "test_chaos"]
+LONG_TOO += ["test_removed_member", "test_model", "test_launch_places", "test_firewall", "test_serve", "test_agent_session"]
+hubs_of: dict[Path, set[str]] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that share a hub follow each other; of the rest, those with many tests come first."""
+    tests = Counter(item.path for item in items)
+    for item in items:
+        hubs_of.setdefault(item.path, set()).update({*SHARED_HUBS} & {*getattr(item, "fixturenames", ())})
+
+    def place(item: pytest.Item) -> tuple[Any, ...]:
+        hubs = [name not in hubs_of[item.path] for name in SHARED_HUBS]
+        return item.path.stem not in LONG, hubs, item.path.stem not in LONG_TOO, -tests[item.path], item.path
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    """A shared hub ends as soon as the next file does without it."""
+    result = yield
+    if nextitem and nextitem.path != item.path:
+        for name in {*SHARED_HUBS} - hubs_of[nextitem.path]:
+            for fixture in item.session._fixturemanager._arg2fixturedefs.get(name, ()):
+                fixture.finish(item._request)  # type: ignore[attr-defined]
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -55,7 +55,7 @@ c.OpenStackSpawner.fast_listing_seconds = 0.1
 c.OpenStackSpawner.slow_listing_seconds = 0.5
 c.OpenStackSpawner.stop_timeout_seconds = 20
 c.Spawner.poll_interval = 1
-c.Spawner.http_timeout = 5
+c.Spawner.http_timeout = 10
 # on a busy machine a refusal takes longer, and would be told as the progress of a launch
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 1.0, "slow_stop_timeout": 0.3}}
 {more}
@@ -212,11 +212,15 @@ class FacilityHub(RunningHub):
         return [port for port in ports if ids is None or port["description"].split(" ")[-1] in ids]
 
     def orphans(self) -> list[str]:
-        """Servers and ports in the cloud that belong to no instance in the database."""
+        """Servers and ports in the cloud that belong to no instance in the database.
+
+        The cloud is looked at first: what a launch makes meanwhile has its instance in the database before.
+        """
+        servers, ports = self.servers(), self.ports()
         with self.session() as session:
             known = set(session.scalars(select(Instance.id)))
-        servers = [server["id"] for server in self.servers() if server["metadata"].get("hutch-instance") not in known]
-        return servers + [port["id"] for port in self.ports() if port["description"].split(" ")[-1] not in known]
+        lost = [f"server {one['name']} {one['id']}" for one in servers if one["metadata"].get("hutch-instance") not in known]
+        return lost + [f"port {one['name']} {one['id']}" for one in ports if one["description"].split(" ")[-1] not in known]
 
     @property
     def deployment(self) -> str:

@@ -19,9 +19,8 @@ from pathlib import Path
 import psycopg
 import pymysql
 import pytest
-from running_hub import free_port
+from running_hub import PATIENCE_SECONDS, free_port
 
-START_SECONDS = 60
 STOP_SECONDS = 30
 
 
@@ -81,7 +80,7 @@ def _running(
             command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             assert process.poll() is None, f"{command[-1]} ended:\n{log.read_text(errors='replace')[-3000:]}"
             assert time.monotonic() < deadline, f"it did not answer in time:\n{log.read_text(errors='replace')[-3000:]}"
@@ -114,7 +113,7 @@ class PostgreSQL:
 
     def start_again(self) -> None:
         """It refuses as long as a process of the one before is left."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 return self.run()

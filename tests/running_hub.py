@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +22,8 @@ import requests
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).parent.parent
-START_SECONDS = 60
+# for whatever is waited for: a failure is told later, and what works on a busy machine passes
+PATIENCE_SECONDS = 100
 
 # an administrator for the tests, as a service with a token
 PREAMBLE = """
@@ -35,15 +39,37 @@ c.JupyterHub.log_level = "DEBUG"
 """
 
 
+# below those that the system gives to connections: one of these would take a port before its server does
+PORTS, PORTS_AT_ONCE = range(10240, 32768), 256
+
+
+@cache
+def _own_ports() -> tuple[socket.socket, Iterator[int]]:
+    """A block of ports for this process alone: whoever listens at its first one has it."""
+    for first in random.sample(PORTS[::PORTS_AT_ONCE], len(PORTS) // PORTS_AT_ONCE):
+        holder = socket.socket()
+        try:
+            holder.bind(("127.0.0.1", first))
+            holder.listen()
+        except OSError:
+            holder.close()
+        else:
+            return holder, itertools.cycle(range(first + 1, first + PORTS_AT_ONCE))
+    raise AssertionError("no block of ports is free")
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that nothing else takes until it has come round again."""
+    for port in _own_ports()[1]:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))  # noqa: S104
+            return port
+    raise AssertionError("unreachable")
 
 
-def until(condition: Callable[[], T], what: str, within_seconds: float = 60) -> T:
-    """Asks again and again until the answer is true, and returns it."""
-    deadline = time.monotonic() + within_seconds
+def until(condition: Callable[[], T], what: str, within_seconds: float = PATIENCE_SECONDS) -> T:
+    """Asks again and again until the answer is true, and returns it; a machine may be as busy as it likes."""
+    deadline = time.monotonic() + max(within_seconds, PATIENCE_SECONDS)
     while time.monotonic() < deadline:
         if answer := condition():
             return answer
@@ -75,7 +101,7 @@ class RunningHub:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        until(self._answers, f"the hub answers; see {self.log_file}", START_SECONDS)
+        until(self._answers, f"the hub answers; see {self.log_file}", PATIENCE_SECONDS)
 
     def _answers(self) -> bool:
         assert self.process and self.process.poll() is None, f"the hub ended by itself:\n{self.log_end()}"
@@ -139,10 +165,10 @@ class RunningHub:
         """JupyterHub's model of a server; {} when it neither runs, starts nor stops."""
         return self.api("GET", f"users/{user}").json().get("servers", {}).get(name, {})
 
-    def until_ready(self, user: str, name: str, within_seconds: float = 60) -> dict[str, Any]:
+    def until_ready(self, user: str, name: str, within_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         return until(lambda: (model := self.server(user, name)).get("ready") and model, f"{user}/{name} is ready", within_seconds)
 
-    def until_idle(self, user: str, name: str, within_seconds: float = 60) -> None:
+    def until_idle(self, user: str, name: str, within_seconds: float = PATIENCE_SECONDS) -> None:
         """Neither ready nor starting nor stopping."""
 
         def idle() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +43,7 @@ c.Spawner.apply_user_options = inside.apply_user_options
 """
 
 
-def until(condition: Callable[[], T], what: str, within_seconds: float = 60) -> T:
+def until(condition: Callable[[], T], what: str, within_seconds: float = 100) -> T:
     """Asks again and again until the answer is true, and returns it."""
     deadline = time.monotonic() + within_seconds
     while not (answer := condition()):
@@ -51,9 +53,11 @@ def until(condition: Callable[[], T], what: str, within_seconds: float = 60) -> 
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that the system gives to connections: one of these would take it before the hub does."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := random.randrange(10000, 32768)))  # noqa: S311
+            return port
 
 
 class Hub:
@@ -143,13 +147,13 @@ class Server:
         return self.model().get("pending")
 
     def until_ready(self) -> None:
-        until(self.ready, f"{self.user}/{self.name} is ready", 40)
+        until(self.ready, f"{self.user}/{self.name} is ready")
 
     def until_settled(self) -> None:
         until(lambda: not self.pending(), f"{self.user}/{self.name} is no longer pending")
 
     def until_idle(self) -> None:
-        until(lambda: not self.ready() and not self.pending(), f"{self.user}/{self.name} is idle", 40)
+        until(lambda: not self.ready() and not self.pending(), f"{self.user}/{self.name} is idle")
 
     def ask(self, what: str) -> Any:
         """What this method of the spawner returns, asked in the hub; it must not raise."""
@@ -187,4 +191,4 @@ class Server:
 
     def until_true_to_the_hub(self) -> None:
         """The hub serves it if and only if it runs."""
-        until(lambda: not self.pending() and self.ready() == bool(self.running()), "what the hub says is so", 40)
+        until(lambda: not self.pending() and self.ready() == bool(self.running()), "what the hub says is so")

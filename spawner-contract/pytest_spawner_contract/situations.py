@@ -310,7 +310,7 @@ def test_delete_forever(server: Server) -> None:
     """
     server.started()
     server.stop(remove=True)
-    until(lambda: not server.things(), "nothing exists", 40)
+    until(lambda: not server.things(), "nothing exists")
 
 
 def test_user_is_deleted(server: Server) -> None:
@@ -325,7 +325,7 @@ def test_user_is_deleted(server: Server) -> None:
     server.until_ready()
     server.stopped()
     server.hub.api("DELETE", f"users/{server.user}").raise_for_status()
-    until(lambda: not server.things(), "nothing exists", 40)
+    until(lambda: not server.things(), "nothing exists")
 
 
 def test_renamed(server: Server) -> None:

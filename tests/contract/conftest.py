@@ -23,7 +23,7 @@ from spawner.devcloud.process import running
 REAL = os.environ.get("HUTCH_TEST_CLOUD", "")
 VERSION = "2.79"
 IMAGE = "hutch-contract"
-WAIT_SECONDS = 240 if REAL else 20
+WAIT_SECONDS = 240 if REAL else 100
 PAUSE_SECONDS = 0.5 if REAL else 0.01
 
 

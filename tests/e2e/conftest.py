@@ -73,7 +73,7 @@ def assert_nothing_left(folder: Path) -> None:
                 found.append(command)
         return found
 
-    until(lambda: not commands(), f"nothing of the demo runs, but: {commands()}", 10)
+    until(lambda: not commands(), f"nothing of the demo runs, but: {commands()}")
 
 
 # for one test: Playwright's loop would stand in the way of tests that bring their own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 from databases import database_url
+from running_hub import PATIENCE_SECONDS, free_port
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -35,7 +35,6 @@ from hub.database.tables import (
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "rehearsal"
-START_SECONDS = 60
 
 CONFIG = """
 from pathlib import Path
@@ -148,7 +147,7 @@ class Browser(httpx.Client):
     """A browser without scripts: keeps cookies, follows redirects, and says where its requests come from."""
 
     def __init__(self, hub: RunningHub) -> None:
-        super().__init__(transport=_OnLoopback(), follow_redirects=True, timeout=60, base_url=hub.portal)
+        super().__init__(transport=_OnLoopback(), follow_redirects=True, timeout=PATIENCE_SECONDS, base_url=hub.portal)
         self._hub = hub
 
     def sign_in(self, login: str) -> httpx.Response:
@@ -181,7 +180,7 @@ def browse() -> Iterator[Callable[[int, str], Browser]]:
 @pytest.fixture(scope="session")
 def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
     folder = tmp_path_factory.mktemp("hub")
-    ports = _free_ports(4)
+    ports = [free_port() for _ in range(4)]
     names = dict(zip(("port", "hub_port", "proxy_port", "portal_port"), ports, strict=True))
     config = folder / "jupyterhub_config.py"
     templates = str(ROOT / "hub" / "templates")
@@ -252,16 +251,6 @@ def _furnish(hub: RunningHub) -> None:
             )
 
 
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
 def _answers(hub: RunningHub) -> bool:
     """A visit to the portal leads all the way to the page where one signs in."""
     try:
@@ -272,7 +261,7 @@ def _answers(hub: RunningHub) -> bool:
 
 
 def _wait_until(condition: Callable[[], bool], hub: RunningHub) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if hub.process.poll() is not None or time.monotonic() > deadline:
             pytest.fail(f"the hub did not start:\n{hub.log.read_text()[-4000:]}")

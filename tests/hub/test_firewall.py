@@ -211,6 +211,7 @@ c.Hutch.reconcile_interval_seconds = 3600
 c.Hutch.firewall = {DECLARED | {"groups": {name: group for name, group in DECLARED["groups"].items() if "rules" in group}}!r}
 c.Hutch.firewall["groups"]["cloud-owned"] = {{"for": [{{"roles": ["it-support"]}}]}}
 c.Hutch.firewall["hook"] = lambda facts: json.loads(Path(HOOK).read_text())
+c.Hutch.firewall["hook_seconds"] = 60
 """
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.fernet import Fernet
 from databases import database_url
+from running_hub import PATIENCE_SECONDS
 from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
@@ -26,7 +27,6 @@ from hub.portal.identity import Identity
 
 BASE = "/services/portal/"
 CALLBACK = f"{BASE}oauth_callback"
-PATIENCE_SECONDS = 10
 OURS = {"Sec-Fetch-Site": "same-origin"}
 
 

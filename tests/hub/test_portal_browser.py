@@ -192,7 +192,7 @@ def test_a_notice_appears_by_itself_is_read_out_and_goes_at_a_key(running_hub, p
     expect(notices).to_have_attribute("aria-live", "polite")
     with running_hub.session() as session:
         tell(session, f"id-{person}", "Films was stopped", "You are no longer on the team.")
-    expect(notices).to_contain_text("You are no longer on the team.", timeout=15_000)
+    expect(notices).to_contain_text("You are no longer on the team.")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     dismiss = page.get_by_role("button", name="Dismiss Films was stopped")
     assert dismiss.bounding_box()["height"] >= 44

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 from databases import database_url
+from running_hub import PATIENCE_SECONDS
 
 from hub import capacity
 from hub.configuration import Hutch
@@ -22,7 +23,6 @@ from hub.instances import conclude, create, intend, mark_deleted, record_event
 from hub.notices import tell
 from hub.portal.app import create_app
 
-PATIENCE_SECONDS = 30
 NUMBERS = count()
 
 

@@ -416,7 +416,9 @@ def test_the_command_line_shows_a_running_deployment_and_does_a_pass(hub: Facili
         assert refused.returncode == 1 and "refused to list the network ports" in refused.stderr
     finally:
         hub.devcloud.clear_faults()
-        hub.devcloud.trouble(made, "forget")
+        # with the port that the cloud made for it
+        hub.cloud.compute.delete_server(made)
+    until(lambda: not hub.orphans(), "nothing of it is left")
 
 
 COMPARING = """

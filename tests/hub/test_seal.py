@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from prometheus_client import REGISTRY
+from running_hub import PATIENCE_SECONDS
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
@@ -170,7 +171,7 @@ async def test_the_steward_acts_on_nothing_until_it_is_decided(site):
 
 
 async def until_async(condition):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110 - nobody would set an event
             await asyncio.sleep(0.01)
 

@@ -125,7 +125,6 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def context(chromium) -> Iterator[BrowserContext]:
     context = chromium.new_context(viewport={"width": 390, "height": 844})
-    context.set_default_timeout(20_000)
     yield context
     context.close()
 

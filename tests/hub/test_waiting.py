@@ -282,7 +282,7 @@ def test_a_page_that_is_left_open_follows_from_the_queue_to_the_notebook(hub):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         expect(page.get_by_role("button", name="Leave the queue")).to_be_visible()
         hub.devcloud.quota(**UNLIMITED)
-        expect(page.get_by_role("link", name="Open JupyterLab")).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("link", name="Open JupyterLab")).to_be_visible()
     assert complaints == []
 
 

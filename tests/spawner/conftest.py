@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import requests
+from running_hub import PATIENCE_SECONDS
 
 from spawner.devcloud.process import DevcloudProcess, running
 from spawner.openstack import OpenStackSpawner
@@ -47,7 +48,7 @@ def boot() -> Callable[..., Any]:
     def boot(connection: Any, status: str = "ACTIVE", **more: Any) -> Any:
         server = connection.compute.create_server(**server_request(connection, **more))
         failures = [] if status == "ERROR" else ["ERROR"]
-        return connection.compute.wait_for_server(server, status=status, failures=failures, interval=0.01, wait=30)
+        return connection.compute.wait_for_server(server, status=status, failures=failures, interval=0.01, wait=PATIENCE_SECONDS)
 
     return boot
 
@@ -56,7 +57,7 @@ def boot() -> Callable[..., Any]:
 def eventually() -> Callable[..., Any]:
     """Wait until a condition holds, and return what it returned."""
 
-    def eventually(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    def eventually(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
         deadline = time.monotonic() + seconds
         while not (result := condition()):
             assert time.monotonic() < deadline, f"still {result!r} after {seconds} s"

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from made_servers import make_server
+from running_hub import PATIENCE_SECONDS
 
 from spawner import belongings
 from spawner.cloud import Cloud
@@ -22,7 +23,7 @@ def ours(devcloud: DevcloudProcess) -> Cloud:
 
 async def launched(cloud: Cloud, instance_id: str, deployment_id: str = OURS) -> str:
     server_id, _ = await make_server(cloud, deployment_id, instance_id)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             server = await cloud.server(server_id)
             if server and server["status"] == "ACTIVE":

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from running_hub import PATIENCE_SECONDS
 
 from spawner.cloud import CloudError, Trouble
 from spawner.reflector import Reflector
@@ -38,7 +39,7 @@ class Script:
         return [{"id": name, "metadata": {"hutch-instance": f"instance-{name}"}} for name in answer]
 
     async def until_called(self, times: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while self.calls < times:  # noqa: ASYNC110 - one turn of the loop at a time
                 await asyncio.sleep(0)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from database_sources import PASSWORD, cells, make_reader, run
 from live_servers import MariaDB, PostgreSQL
+from running_hub import PATIENCE_SECONDS
 from sqlalchemy import Engine, create_engine, event, make_url
 
 from etl.adapters.sql import ROWS_AT_ONCE, Sql
@@ -70,7 +71,7 @@ def _ask_for_passwords(url: str, account: str) -> None:
         connection.exec_driver_sql("SELECT pg_reload_conf()")
     engine.dispose()
     without = make_url(url).set(username=account)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
             run(without.render_as_string(), "SELECT 1")
