@@ -11,6 +11,7 @@ from typing import Any
 
 import live_servers
 import pytest
+import shared_hubs
 from facility_hub import FacilityHub, facility
 
 pytest_plugins = ["pytest_spawner_contract.plugin"]
@@ -45,8 +46,6 @@ c.Spawner.group_overrides = {
 """
 
 
-# hubs that several files share; one costs a good part of a core for as long as it runs
-SHARED_HUBS = ("facility_hub", "running_hub", "demo")
 # minutes each: begun first, and right after the files that share hubs, so that no core is idle at the end
 LONG = ["test_cloud_calls", "test_contract", "test_agent_kernels"]
 LONG_TOO = ["test_upgrade", "test_production", "test_backup", "test_waiting", "test_sign_on", "test_internal_ssl", "test_chaos"]
@@ -58,10 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that share a hub follow each other; of the rest, those with many tests come first."""
     tests = Counter(item.path for item in items)
     for item in items:
-        hubs_of.setdefault(item.path, set()).update({*SHARED_HUBS} & {*getattr(item, "fixturenames", ())})
+        hubs_of.setdefault(item.path, set()).update({*shared_hubs.NAMES} & {*getattr(item, "fixturenames", ())})
 
     def place(item: pytest.Item) -> tuple[Any, ...]:
-        hubs = [name not in hubs_of[item.path] for name in SHARED_HUBS]
+        hubs = [name not in hubs_of[item.path] for name in shared_hubs.NAMES]
         return item.path.stem not in LONG, hubs, item.path.stem not in LONG_TOO, -tests[item.path], item.path
 
     items.sort(key=place)
@@ -71,11 +70,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
     """A shared hub ends as soon as the next file does without it."""
     result = yield
-    if nextitem and nextitem.path != item.path:
-        for name in {*SHARED_HUBS} - hubs_of[nextitem.path]:
-            for fixture in item.session._fixturemanager._arg2fixturedefs.get(name, ()):
-                fixture.finish(item._request)  # type: ignore[attr-defined]
+    shared_hubs.end_all_but(hubs_of[nextitem.path] if nextitem else ())
     return result
+
+
+def pytest_sessionfinish() -> None:
+    """Also when the run was broken off."""
+    shared_hubs.end_all_but(())
 
 
 @pytest.hookimpl(wrapper=True)
@@ -87,10 +88,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
     return report
 
 
-@pytest.fixture(scope="session")
-def facility_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FacilityHub]:
-    with facility(tmp_path_factory.mktemp("facility"), HURRY) as hub:
-        yield hub
+@pytest.fixture(scope="module")
+def facility_hub(tmp_path_factory: pytest.TempPathFactory) -> FacilityHub:
+    return shared_hubs.shared("facility_hub", lambda: facility(tmp_path_factory.mktemp("facility"), HURRY))
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import shared_hubs
 from browser import chromium
 from playwright.sync_api import Browser, Page, expect
 from running_hub import REPOSITORY, free_port, until
@@ -25,10 +27,14 @@ class Demo:
         return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-4000:]}" for log in sorted(self.folder.rglob("*.log")))
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return shared_hubs.shared("demo", lambda: demonstration(tmp_path_factory.mktemp("demo")))
+
+
+@contextmanager
+def demonstration(folder: Path) -> Iterator[Demo]:
     """`hutch demo` in a folder of its own, on free ports."""
-    folder = tmp_path_factory.mktemp("demo")
     port, ports = free_port(), [free_port() for _ in range(5)]
     config = (REPOSITORY / "jupyterhub_config.py").read_text().replace('"http://localhost:8000"', f'"http://localhost:{port}"', 1)
     config = config.replace(

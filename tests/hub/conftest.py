@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
+import shared_hubs
 from databases import database_url
 from running_hub import PATIENCE_SECONDS, free_port
 from sqlalchemy import select
@@ -177,9 +178,13 @@ def browse() -> Iterator[Callable[[int, str], Browser]]:
         yield browse
 
 
-@pytest.fixture(scope="session")
-def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
-    folder = tmp_path_factory.mktemp("hub")
+@pytest.fixture(scope="module")
+def running_hub(tmp_path_factory: pytest.TempPathFactory) -> RunningHub:
+    return shared_hubs.shared("running_hub", lambda: rehearsing(tmp_path_factory.mktemp("hub")))
+
+
+@contextmanager
+def rehearsing(folder: Path) -> Iterator[RunningHub]:
     ports = [free_port() for _ in range(4)]
     names = dict(zip(("port", "hub_port", "proxy_port", "portal_port"), ports, strict=True))
     config = folder / "jupyterhub_config.py"
