@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BUSY_TIMEOUT_SECONDS = 10
 # of our own, because JupyterHub's tables (which have an alembic_version) may live in the same PostgreSQL database
 VERSION_TABLE = "hutch_revision"
+MIGRATIONS = Path(__file__).parent / "migrations"
 # any number will do as long as nothing else in the database locks it: "hutch" in ASCII
 ADVISORY_LOCK = 0x6875746368
 
@@ -185,17 +186,26 @@ def _migrate(connection: Connection) -> tuple[str | None, str]:
     before = _revision(connection)
     if before == needed:
         return before, needed
-    if before is None and set(inspect(connection).get_table_names()) & set(Base.metadata.tables):
-        raise DatabaseError("the database has tables of these names that `hutch db upgrade` did not make; use an empty database")
-    try:
-        command.upgrade(_alembic(connection), "head")
-    except CommandError as error:
-        raise DatabaseError(
-            f"the database is at revision {before}, which this Hutch ({needed}) does not know; is it newer?"
-        ) from error
-    _check_references(connection)
+    if before is None:
+        _make_tables(connection)
+    else:
+        try:
+            command.upgrade(_alembic(connection), "head")
+        except CommandError as error:
+            raise DatabaseError(
+                f"the database is at revision {before}, which this Hutch ({needed}) does not know; is it newer?"
+            ) from error
+        _check_references(connection)
     connection.commit()
     return before, needed
+
+
+def _make_tables(connection: Connection) -> None:
+    # ref: https://alembic.sqlalchemy.org/en/latest/cookbook.html#building-an-up-to-date-database-from-scratch
+    if set(inspect(connection).get_table_names()) & set(Base.metadata.tables):
+        raise DatabaseError("the database has tables of these names that `hutch db upgrade` did not make; use an empty database")
+    Base.metadata.create_all(connection)
+    command.stamp(_alembic(connection), "head")
 
 
 def _check_references(connection: Connection) -> None:
@@ -215,7 +225,7 @@ def _revision(connection: Connection) -> str | None:
 
 def _alembic(connection: Connection | None = None) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     config.attributes["version_table"] = VERSION_TABLE

@@ -61,8 +61,8 @@ def call(deployment, monkeypatch, capsys):
 
 
 def test_from_nothing_to_a_loaded_facility(process):
-    assert process("db", "upgrade") == (0, "the database is now at revision 0003\n", "")
-    assert process("db", "upgrade") == (0, "the database was already at revision 0003\n", "")
+    assert process("db", "upgrade") == (0, "the database is now at revision 0001\n", "")
+    assert process("db", "upgrade") == (0, "the database was already at revision 0001\n", "")
     assert process("db", "current")[0] == 0
     status, out, _ = process("etl", "load", EXAMPLE, "--dry-run")
     assert (status, "Would change" in out) == (0, True)

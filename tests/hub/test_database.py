@@ -1,9 +1,11 @@
 """Opening the database, its revisions, and what several processes may do to it at once."""
 
+import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from hub.database.engine import (
     take_turn,
     upgrade,
 )
-from hub.database.tables import Affiliation, Base, Deployment
+from hub.database.tables import Affiliation, Base, Deployment, User
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/new/folder/hutch.sqlite"
 
 
-def test_the_migrations_make_what_the_tables_say(url):
+def test_an_empty_database_gets_what_the_tables_say(url):
     engine = open_database(url)
     upgrade(engine)
     with engine.connect() as connection:
@@ -39,21 +41,58 @@ def test_the_migrations_make_what_the_tables_say(url):
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_the_migrations_make_exactly_what_create_all_makes(tmp_path):
-    upgraded, created = open_database(f"sqlite:///{tmp_path}/a"), open_database(f"sqlite:///{tmp_path}/b")
-    upgrade(upgraded)
-    Base.metadata.create_all(created)
-    assert _schema(upgraded) == _schema(created)
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "9999", {head!r}
 
 
-def _schema(engine) -> dict[str, list[str]]:
-    query = text("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE :ours")
+def upgrade():
+    {then}
+"""
+
+
+@pytest.fixture
+def next_revision(tmp_path, monkeypatch) -> Callable[[str], None]:
+    def add(then: str) -> None:
+        shutil.copytree(database.MIGRATIONS, tmp_path / "migrations")
+        (tmp_path / "migrations/versions/9999_next.py").write_text(NEXT.format(head=needed_revision(), then=then))
+        monkeypatch.setattr(database, "MIGRATIONS", tmp_path / "migrations")
+
+    return add
+
+
+def somebody_at_nordhavn(engine) -> None:
+    with sessions(engine).begin() as session:
+        session.add(Affiliation(id="nth", name="Nordhavn"))
+        session.add(User(id="1", login="ann", given_name="Ann", family_name="Lindqvist", affiliation_id="nth"))
+
+
+def test_a_table_is_remade_under_those_that_refer_to_it(url, next_revision):
+    engine, before = open_database(url), needed_revision()
+    upgrade(engine)
+    somebody_at_nordhavn(engine)
+    next_revision(
+        "with op.batch_alter_table('affiliation', recreate='always') as table: table.add_column(sa.Column('code', sa.Text))"
+    )
+    assert upgrade(engine) == (before, "9999")
     with engine.connect() as connection:
-        rows = connection.execute(query, {"ours": f"%{database.VERSION_TABLE}%"}).all()
-    return {
-        name: sorted(part.strip(" \t)") for part in (sql or "").replace("\n", " ").replace('"', "").split(","))
-        for name, sql in rows
-    }
+        people = connection.execute(text('SELECT login, code FROM "user" JOIN affiliation a ON a.id = affiliation_id')).all()
+        assert people == [("ann", None)]
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+def test_an_upgrade_that_would_leave_nothing_to_refer_to_is_undone(url, next_revision):
+    engine, before = open_database(url), needed_revision()
+    upgrade(engine)
+    somebody_at_nordhavn(engine)
+    next_revision("op.execute('DELETE FROM affiliation')")
+    with pytest.raises(DatabaseError, match="refer to nothing; nothing was changed"):
+        upgrade(engine)
+    assert current_revision(engine) == before
+    with sessions(engine)() as session:
+        assert session.scalars(select(User)).one().affiliation.name == "Nordhavn"
 
 
 def test_upgrading_twice_changes_nothing(url):
