@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -21,10 +21,10 @@ KEY = bytes((4, 1, 0, 0, 0, 0, 0, 0x61))
 SERVER_INIT = b"a server's init and all the rest"
 
 
-@pytest.fixture(scope="module", params=[uvloop.EventLoopPolicy, asyncio.DefaultEventLoopPolicy], ids=["uvloop", "asyncio"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+@pytest.fixture(scope="module")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
     """Relays run on uvloop, whose transports are not asyncio's in all they do."""
-    return request.param()
+    return uvloop.EventLoopPolicy()
 
 
 class Desktop:
@@ -49,7 +49,10 @@ class Desktop:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
         writer.write(self.says)
-        while self.reads and (data := await reader.read(65536)):
+        while self.reads:
+            if not (data := await reader.read(65536)):
+                writer.close()
+                return
             self.heard += data
 
     async def open(self, protocol_factory: Callable[[], asyncio.BaseProtocol]) -> Any:
@@ -194,3 +197,422 @@ async def test_texts_go_to_the_room() -> None:
     async with relay() as at, at.browser() as browser:
         await browser.send(json.dumps({"do": "ask"}))
         await until(lambda: at.guests[0].texts == [{"do": "ask"}])
+
+
+# --- sessions
+
+
+async def test_what_a_desktop_says_early_comes_first_and_whole() -> None:
+    async with relay() as at, at.browser() as browser:
+        at.desktop.says = bytes(range(256)) * 4000
+        assert at.guests[0].connection.begin(CONTROL, at.desktop.open) == 2
+        await until(lambda: len(at.desktop.writers) == 2)
+        await enter(browser, session=2)
+        received = b""
+        while len(received) < len(at.desktop.says):
+            received += await browser.recv()
+        assert received == at.desktop.says
+
+
+async def test_a_desktop_that_cannot_be_opened_is_the_rooms_affair() -> None:
+    async with relay() as at, at.browser() as browser:
+        problem = ConnectionRefusedError("no desktop")
+
+        async def refuse(_factory: Any) -> Any:
+            raise problem
+
+        guest = at.guests[0]
+        number = guest.connection.begin(CONTROL, refuse)
+        await until(lambda: guest.lost)
+        assert guest.lost == [(number, problem)]
+        guest.connection.begin(CONTROL, at.desktop.open)
+        await enter(browser, session=number + 1)
+        assert await browser.recv() == SERVER_INIT
+
+
+async def test_a_desktop_that_goes_is_the_rooms_affair() -> None:
+    async with relay() as at, at.browser() as browser:
+        await enter(browser)
+        assert await browser.recv() == SERVER_INIT
+        at.desktop.writers[0].close()
+        await until(lambda: at.guests[0].lost == [(1, None)])
+
+
+async def test_a_session_that_is_over_before_its_desktop_came_up_leaves_nothing_behind() -> None:
+    async with relay() as at, at.browser():
+        guest, late = at.guests[0], asyncio.Event()
+
+        async def open_late(factory: Any) -> Any:
+            transport = await at.desktop.open(factory)
+            await late.wait()
+            return transport
+
+        await until(lambda: at.desktop.writers)
+        guest.connection.begin(CONTROL, open_late)
+        await until(lambda: len(at.desktop.writers) == 2)
+        guest.connection.end(4403)
+        late.set()
+        await until(lambda: all(writer.transport.is_closing() for writer in at.desktop.writers))
+
+
+async def test_after_the_end_nothing_passes() -> None:
+    async with relay() as at, at.browser() as browser:
+        await enter(browser)
+        at.guests[0].connection.end(4403)
+        await browser.send(KEY)
+        await asyncio.wait_for(at.guests[0].closed.wait(), 5)
+        assert at.desktop.heard == b""
+
+
+async def test_a_browsers_close_is_answered_and_ends_the_desktops_side() -> None:
+    async with relay() as at, at.browser() as browser:
+        await enter(browser)
+        await browser.close(1000)
+        await asyncio.wait_for(at.guests[0].closed.wait(), 5)
+        assert at.guests[0].connection.close_code == 1000
+        await until(lambda: at.desktop.writers[0].transport.is_closing())
+
+
+# --- a browser that is not one
+
+
+def frame(payload: bytes, opcode: int = 2, *, final: bool = True, masked: bool = True) -> bytes:
+    size = len(payload)
+    length = (
+        bytes((size,)) if size < 126 else b"\x7e" + size.to_bytes(2, "big") if size < 65536 else b"\x7f" + size.to_bytes(8, "big")
+    )
+    mark = 0x80 if masked else 0
+    return bytes((opcode | 0x80 * final, length[0] | mark)) + length[1:] + bytes(4 if masked else 0) + payload
+
+
+class RawBrowser:
+    """A socket that says what it likes, and reads when it likes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def say(self, *parts: bytes) -> None:
+        self.writer.write(b"".join(parts))
+
+    async def frame(self) -> tuple[int, bytes]:
+        head = await self.reader.readexactly(2)
+        size = head[1]
+        if size > 125:
+            size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8), "big")
+        return head[0] & 15, await self.reader.readexactly(size)
+
+    async def close_code(self) -> int:
+        """What the relay closes with, after whatever else it says."""
+        while True:
+            opcode, payload = await self.frame()
+            if opcode == 8:
+                self.say(frame(payload, 8))
+                return int.from_bytes(payload[:2], "big")
+
+    async def enter(self) -> None:
+        await self.frame()
+        self.say(frame(b'{"do": "rfb", "session": 1}', 1), frame(HELLO), frame(b"\x01"), frame(b"\x01"))
+        assert [(await self.frame())[1] for _ in range(3)] == [HELLO, b"\x01\x01", bytes(4)]
+
+
+REQUEST = (
+    b"GET /rooms/1 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: hutch.rfb, hutch.ticket.x\r\n"
+)
+
+
+@asynccontextmanager
+async def raw(at: Relay) -> AsyncIterator[RawBrowser]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", at.port, limit=4096)
+    try:
+        yield RawBrowser(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def raw_websocket(at: Relay) -> AsyncIterator[RawBrowser]:
+    async with raw(at) as browser:
+        browser.say(REQUEST, b"\r\n")
+        answer = await browser.reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 101 ") and b"Sec-WebSocket-Protocol: hutch.rfb\r\n" in answer
+        yield browser
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frame(b"x", masked=False), 1002),
+        (frame(b"x", 3), 1002),
+        (frame(b"x", 0), 1002),
+        (frame(b"x" * 126, 9), 1002),
+        (frame(b"{", 1, final=False) + frame(b"x", 2), 1002),
+        (b"\x82\xff" + (1 << 62).to_bytes(8, "big") + bytes(4), 1009),
+        (frame(bytes(70_000)), 1009),
+        (frame(b"not json", 1), 4400),
+        (frame(b"[1]", 1), 4400),
+        (frame(b"[" * 4000, 1), 4400),
+        (frame(b"\xff\xfe", 1), 4400),
+        (frame(b'{"do": "' + b"x" * 5000 + b'"}', 1), 4400),
+        (frame(b"{" + b" " * 3000, 1, final=False) + frame(b" " * 3000, 0), 4400),
+        (frame(b'{"do": "ask"}', 1) * 40, 4400),
+    ],
+    ids=[
+        "no mask",
+        "unknown opcode",
+        "continues nothing",
+        "long ping",
+        "text within text",
+        "a length without end",
+        "too long a frame",
+        "no JSON",
+        "no object",
+        "deep JSON",
+        "no UTF-8",
+        "too long a text",
+        "too long a text in fragments",
+        "too many texts",
+    ],
+)
+async def test_what_is_malformed_ends_it_with_its_code(sent: bytes, code: int) -> None:
+    async with relay() as at, raw_websocket(at) as browser:
+        browser.say(sent)
+        assert await browser.close_code() == code
+        await asyncio.wait_for(at.guests[0].closed.wait(), 5)
+        assert at.guests[0].connection.close_code == code
+
+
+@pytest.mark.parametrize("sent", [b"\x63", b"\xff\x01", KEY + b"\x01"], ids=["unknown", "QEMU's unknown", "after a key"])
+async def test_what_is_not_rfb_ends_it_with_the_reason(sent: bytes) -> None:
+    async with relay() as at, at.browser() as browser:
+        await enter(browser)
+        await browser.send(sent)
+        said: list[Any] = []
+        with pytest.raises(ConnectionClosed):
+            while True:
+                said.append(await browser.recv())
+        assert browser.close_code == 4400
+        assert json.loads(said[-1])["rule"] == "malformed" and "unknown" in json.loads(said[-1])["text"]
+
+
+async def test_rfb_in_fragments_with_pings_between_is_understood() -> None:
+    async with relay() as at, raw_websocket(at) as browser:
+        await browser.enter()
+        browser.say(frame(KEY[:3], 2, final=False), frame(b"?", 9), frame(KEY[3:6], 0, final=False), frame(KEY[6:], 0))
+        await until(lambda: at.desktop.heard == KEY)
+        while (await browser.frame()) != (10, b"?"):
+            pass
+
+
+async def test_a_long_clipboard_is_thrown_away_and_typing_goes_on() -> None:
+    async with relay(clipboard_bytes=10_000) as at, at.browser() as browser:
+        await enter(browser)
+        await browser.send(bytes((6, 0, 0, 0)) + (500_000).to_bytes(4, "big"))
+        for _ in range(50):
+            await browser.send(bytes(10_000))
+        await browser.send(KEY)
+        await until(lambda: at.desktop.heard)
+        assert at.desktop.heard == KEY
+        assert at.guests[0].inputs == ["key"]
+
+
+# --- requests
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "answer"),
+    [
+        (b"GET /rooms/1 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"426"),
+        (REQUEST.replace(b"13", b"7") + b"\r\n", b"400"),
+        (REQUEST.replace(b"hutch.rfb", b"binary") + b"\r\n", b"400"),
+        (REQUEST.replace(b"/rooms/1", b"/rooms/../rooms/1") + b"\r\n", b"404"),
+        (b"POST" + REQUEST[3:] + b"\r\n", b"405"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b""),
+        (REQUEST + b"Cookie: " + b"x" * 9000 + b"\r\n\r\n", b"431"),
+        (REQUEST + b"Cookie: x\r\n" * 2000 + b"\r\n", b""),
+    ],
+    ids=["no upgrade", "old version", "no subprotocol", "path with dots", "post", "TLS", "long header", "many headers"],
+)
+async def test_a_request_that_is_not_for_a_desktop_is_refused(request_bytes: bytes, answer: bytes) -> None:
+    async with relay() as at, raw(at) as browser:
+        browser.say(request_bytes)
+        try:
+            received = await asyncio.wait_for(browser.reader.read(), 5)
+        except ConnectionResetError:
+            received = b""
+        assert received.split(b" ")[1:2] == ([answer] if answer else [])
+        assert at.desktop.writers == []
+
+
+@pytest.mark.parametrize("start", [b"", REQUEST[:40], REQUEST], ids=["nothing", "a line", "all but the end"])
+async def test_a_request_that_takes_too_long_is_cut_off(start: bytes) -> None:
+    async with relay(request_seconds=0.2) as at, raw(at) as browser:
+        browser.say(start)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(browser.reader.readexactly(1), 5)
+
+
+async def test_frames_before_the_answer_to_the_request_do_no_harm() -> None:
+    async with relay() as at, raw(at) as browser:
+        browser.say(REQUEST, b"\r\n", frame(b"?", 9))
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(browser.reader.readexactly(1), 5)
+        assert at.desktop.writers == []
+
+
+# --- those that do not read, or do not stop
+
+
+def sent_of(at: Relay, number: int = 0) -> int:
+    return at.guests[number].connection.counts.bytes_out
+
+
+async def flood(writer: asyncio.StreamWriter, megabytes: int) -> None:
+    chunk = bytes(1 << 16)
+    with suppress(ConnectionError):
+        for _ in range(megabytes * 16):
+            writer.write(chunk)
+            await writer.drain()
+
+
+async def test_a_desktop_that_floods_a_browser_that_does_not_read_is_held_back_and_the_browser_let_go() -> None:
+    async with relay(stalled_seconds=0.5, close_seconds=0.5) as at, raw_websocket(at) as browser:
+        await browser.enter()
+        guest = at.guests[0]
+        flooding = asyncio.ensure_future(flood(at.desktop.writers[0], 200))
+        await until(lambda: guest.connection.congested)
+        held = guest.connection._transport.get_write_buffer_size()
+        await asyncio.wait_for(guest.closed.wait(), 15)
+        assert held <= 256 * 1024 + 16
+        assert sent_of(at) < 20 << 20
+        assert guest.connection.close_code == 4408
+        await asyncio.wait_for(flooding, 5)
+
+
+async def test_a_slow_browser_slows_nobody_else() -> None:
+    async with relay() as at, raw_websocket(at) as slow, at.browser() as quick:
+        await slow.enter()
+        await enter(quick)
+        flooding = [asyncio.ensure_future(flood(writer, 60)) for writer in at.desktop.writers]
+        received = 0
+        while received < 60 << 20:
+            received += len(await quick.recv())
+        assert at.guests[0].connection.congested
+        assert sent_of(at, 0) < 20 << 20
+        # who was slow has missed nothing
+        await browser_takes(slow, at.guests[0])
+        for task in flooding:
+            task.cancel()
+
+
+async def browser_takes(browser: RawBrowser, guest: Guest) -> None:
+    received = 0
+    while received < len(SERVER_INIT) + (60 << 20):
+        received += len((await browser.frame())[1])
+
+
+async def test_all_bytes_arrive_in_their_order_however_slowly_they_are_taken() -> None:
+    said = b"".join(number.to_bytes(4, "big") for number in range(2_000_000))
+    async with relay() as at, raw_websocket(at) as browser:
+        await browser.enter()
+        await until(lambda: at.desktop.writers)
+        at.desktop.writers[0].write(said)
+        received = bytearray()
+        while len(received) < len(SERVER_INIT) + len(said):
+            opcode, data = await browser.frame()
+            assert opcode == 2
+            received += data
+        assert received == SERVER_INIT + said
+
+
+async def test_who_asks_for_answers_and_does_not_read_them_is_read_no_more() -> None:
+    async with relay() as at, raw_websocket(at) as browser:
+        await browser.enter()
+        connection = at.guests[0].connection
+        flooding = asyncio.ensure_future(flood(at.desktop.writers[0], 100))
+        await until(lambda: connection.congested)
+        pings = frame(b"x" * 125, 9)
+        browser.say(pings * 50_000)
+        await until(lambda: "pongs" in connection._reasons_not_to_read)
+        assert connection._transport.get_write_buffer_size() < 512 * 1024
+        flooding.cancel()
+
+
+async def test_texts_for_a_browser_that_does_not_read_are_not_kept_without_end() -> None:
+    async with relay() as at, raw_websocket(at):
+        await until(lambda: at.desktop.writers)
+        connection = at.guests[0].connection
+        for _ in range(20_000):
+            connection.tell({"do": "say", "text": "x" * 4000})
+        assert connection._transport.get_write_buffer_size() < 1 << 20
+        await asyncio.wait_for(at.guests[0].closed.wait(), 5)
+
+
+async def test_a_desktop_that_takes_no_input_is_given_up_and_the_browser_is_not() -> None:
+    async with relay(stalled_seconds=0.5, frames_per_second=1 << 30) as at, at.browser() as browser:
+        await enter(browser)
+        at.desktop.reads = False
+        await browser.send(KEY)
+        guest = at.guests[0]
+
+        async def type_on() -> None:
+            while not guest.lost:
+                await browser.send(KEY * 1000)
+
+        typing = asyncio.ensure_future(type_on())
+        await until(lambda: guest.lost, within=30)
+        assert isinstance(guest.lost[0][1], TimeoutError)
+        await typing
+        guest.texts.clear()
+        await browser.send('{"do": "ask"}')
+        await until(lambda: guest.texts)
+
+
+async def test_who_sends_too_many_frames_is_read_later() -> None:
+    async with relay(frames_per_second=100) as at, raw_websocket(at) as browser:
+        await browser.enter()
+        connection = at.guests[0].connection
+        browser.say(frame(KEY) * 5000)
+        await until(lambda: "frames" in connection._reasons_not_to_read)
+        assert connection.counts.keys < 5000
+        await until(lambda: not connection._reasons_not_to_read)
+
+
+async def test_who_has_gone_silent_is_let_go() -> None:
+    async with relay(ping_seconds=0.05) as at, raw_websocket(at) as browser:
+        assert await browser.close_code() == 4408
+        assert at.guests[0].connection.close_code == 4408
+
+
+async def test_who_answers_pings_may_be_still() -> None:
+    async with relay(ping_seconds=0.05) as at, raw_websocket(at) as browser:
+        for _ in range(10):
+            while (await browser.frame())[0] != 9:
+                pass
+            browser.say(frame(b"", 10))
+        assert not at.guests[0].closed.is_set()
+
+
+async def test_a_storm_of_browsers_that_come_and_go_leaves_nothing_behind() -> None:
+    async with relay() as at:
+        before = asyncio.all_tasks()
+
+        async def come_and_go(number: int) -> None:
+            async with raw(at) as browser:
+                browser.say(REQUEST)
+                if number % 4:
+                    browser.say(b"\r\n")
+                if number % 4 > 1:
+                    await browser.reader.readuntil(b"\r\n\r\n")
+                if number % 4 == 3:
+                    await browser.enter()
+                    browser.say(frame(KEY))
+
+        for _ in range(5):
+            await asyncio.gather(*(come_and_go(number) for number in range(80)))
+        await until(lambda: all(guest.closed.is_set() for guest in at.guests if guest.connection.session))
+        await until(lambda: all(writer.transport.is_closing() for writer in at.desktop.writers))
+        await until(lambda: asyncio.all_tasks() <= before)
+        async with at.browser() as browser:
+            await enter(browser)
+            assert await browser.recv() == SERVER_INIT
