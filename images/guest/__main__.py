@@ -21,7 +21,7 @@ parser.add_argument(
 
 def main() -> None:
     options = parser.parse_args()
-    options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options.state.mkdir(parents=True, exist_ok=True, mode=0o711)
     nurse = Nurse(options.home)
     if (os.cpu_count() or 1) > 1:
         nurse.start()

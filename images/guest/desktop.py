@@ -15,7 +15,6 @@ import secrets
 import shutil
 import socket
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,9 +94,7 @@ class Desktop(Upkeep[Process]):
         self._nurse, self._session = nurse, session
         self._log_path = state / "desktop.log"
         self.programs = Programs(nurse, self._log_path)
-        self._folder: Path | None = None
-        # where the last folder was, so that it does not stay behind after a power cut
-        self._folder_link = state / "desktop"
+        self._folder = state / "desktop"
         self._passwords = {control: secrets.token_urlsafe(6).encode() for control in (True, False)}
         self._cookie = secrets.token_bytes(16)
         self._display = ""
@@ -113,6 +110,8 @@ class Desktop(Upkeep[Process]):
         tell("The desktop is starting.")
         async with self._turn:
             if self._keeper is None:
+                # what a power cut left behind goes too
+                self._forget()
                 self.state, self._screen = "starting", screen
                 self._beginning = asyncio.create_task(self._start())
                 try:
@@ -131,13 +130,10 @@ class Desktop(Upkeep[Process]):
 
     async def connect(self, control: bool) -> asyncio.Transport:
         """A connection to Xvnc that was let in, to control or to look only; nothing more comes before ClientInit is sent to it."""
-        assert self._folder is not None
         reader = asyncio.StreamReader()
         try:
             async with asyncio.timeout(ANSWER_LIMIT_SECONDS):
-                path = str(self._folder / "rfb")
-                connect = asyncio.get_running_loop().create_unix_connection
-                transport, _ = await connect(lambda: asyncio.StreamReaderProtocol(reader), path)
+                transport = await self._reach(lambda: asyncio.StreamReaderProtocol(reader))
                 try:
                     await rfb.log_in(reader, transport, self._passwords[control])
                 except BaseException:
@@ -147,6 +143,16 @@ class Desktop(Upkeep[Process]):
             raise LaunchError("The desktop does not answer.") from error
         except (OSError, EOFError) as error:
             raise LaunchError("The desktop ended just now; it is started again.") from error
+        return transport
+
+    async def _reach(self, protocol: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        # by the number of its folder, whose name may be too long for a socket's
+        folder = os.open(self._folder, os.O_PATH)
+        try:
+            connect = asyncio.get_running_loop().create_unix_connection
+            transport, _ = await connect(protocol, f"/proc/self/fd/{folder}/rfb")
+        finally:
+            os.close(folder)
         return transport
 
     async def set_layout(self, layout: str) -> None:
@@ -188,10 +194,10 @@ class Desktop(Upkeep[Process]):
         account, environment = self._session.person()
         if missing := [name for name in NEEDED if not shutil.which(name, path=environment["PATH"])]:
             raise LaunchError(f"This instance has no desktop: it lacks {', '.join(missing)}.")
-        folder = self._prepare_folder(account)
+        self._prepare_folder(account)
         command = [X_SERVER, *IN.split(), *MANNERS.split(), "-geometry", f"{self._screen.width}x{self._screen.height}"]
         with _pipe() as (reading, writing), open_log(self._log_path) as log:
-            process = await self._nurse.run(account, folder, environment, command, log.fileno(), writing.fileno())
+            process = await self._nurse.run(account, self._folder, environment, command, log.fileno(), writing.fileno())
             writing.close()
             try:
                 async with asyncio.timeout(STARTING_LIMIT_SECONDS):
@@ -215,24 +221,17 @@ class Desktop(Upkeep[Process]):
     def _variables(self) -> dict[str, str]:
         return {"DISPLAY": f":{self._display}", "XAUTHORITY": f"{self._folder}/cookie"}
 
-    def _prepare_folder(self, account: str | None) -> Path:
+    def _prepare_folder(self, account: str | None) -> None:
         """The same for as long as the session lasts: programs in the notebook know it."""
-        if self._folder is None:
-            if self._folder_link.is_symlink():
-                shutil.rmtree(self._folder_link.readlink(), ignore_errors=True)
-                self._folder_link.unlink()
-            # not below the state's folder, which may have too long a name for a socket and is closed to the owner
-            self._folder = Path(tempfile.mkdtemp(prefix="hutch-desktop-"))
-            self._folder_link.symlink_to(self._folder)
+        if not self._folder.exists():
+            self._folder.mkdir(mode=0o700)
             self._write("passwords", rfb.password_file(self._passwords[True], self._passwords[False]), account)
             self._write("cookie", self._cookies(), account)
             if account:
                 shutil.chown(self._folder, account)
         (self._folder / "rfb").unlink(missing_ok=True)
-        return self._folder
 
     def _write(self, name: str, content: bytes, account: str | None) -> None:
-        assert self._folder is not None
         identity.write_private(self._folder / name, content, pwd.getpwnam(account).pw_uid if account else -1)
 
     def _cookies(self) -> bytes:
@@ -246,10 +245,7 @@ class Desktop(Upkeep[Process]):
 
     def _forget(self) -> None:
         self.state = "none"
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder_link.unlink(missing_ok=True)
-            self._folder = None
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

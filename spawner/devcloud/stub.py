@@ -189,6 +189,7 @@ class StubAgent:
             "memory": {"total": 4 * 2**30, "used": 2**28},
             "disk": {"total": 10 * 2**30, "used": 2**30},
             "last_input_at": None,
+            "desktop": {"state": "none", "restarts": 0, "viewers": 0, "idle_seconds": None},
             "uptime_seconds": round(time.monotonic() - self._booted, 1),
         }
 
