@@ -87,8 +87,7 @@ async def get_status(request: web.Request) -> web.Response:
 
 
 async def delete_session(request: web.Request) -> web.Response:
-    await request.app[DESKTOP].stop()
-    await request.app[SESSION].end()
+    await asyncio.gather(request.app[DESKTOP].stop(), request.app[SESSION].end())
     return web.Response(status=204)
 
 
@@ -155,8 +154,7 @@ async def run(settings: Settings, nurse: Nurse) -> None:
     for chore in chores:
         chore.cancel()
     listener.close()
-    await desktop.stop()
-    await session.end()
+    await asyncio.gather(desktop.stop(), session.end())
     nurse.stop()
     await runner.cleanup()
 

@@ -112,8 +112,10 @@ class Tunnels:
                 await self._desktop.set_layout(screen.layout)
                 say("ready")
             else:
+                # known from now on, so that somebody whose access ends while they wait does not come in
+                self._open[hub] = user
                 await self._desktop.ready(screen, partial(say, "starting"))
-                self._join(hub, await self._desktop.connect(control), user, partial(say, "ready"))
+                self._join(hub, await self._desktop.connect(control), partial(say, "ready"))
                 return
         except TimeoutError:
             say("failed", "The line that says whose desktop connection this is did not come in time.")
@@ -121,18 +123,18 @@ class Tunnels:
             say("failed", str(error))
         except OSError:
             pass
+        self._open.pop(hub, None)
         hub.close()
 
-    def _join(self, hub: asyncio.Transport, desktop: asyncio.Transport, user: str, ready: Callable[[], None]) -> None:
+    def _join(self, hub: asyncio.Transport, desktop: asyncio.Transport, ready: Callable[[], None]) -> None:
         if hub.is_closing():
             desktop.abort()
-            return
+            raise ConnectionError("The hub went away.")
 
         def hub_ended() -> None:
             self._open.pop(hub, None)
             desktop.abort()
 
-        self._open[hub] = user
         tcp: socket.socket = hub.get_extra_info("socket")
         # a relay whose machine is gone says no farewell
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
