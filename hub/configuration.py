@@ -211,6 +211,15 @@ class Hutch(Configurable):
         """,
     ).tag(config=True)
 
+    invitations = Bool(
+        False,
+        help="""
+        Let owners make links by which others become members of an instance, if its experiments are theirs too.
+
+        Default: False, and owners add people by name.
+        """,
+    ).tag(config=True)
+
     delete_grace_days = Float(
         7,
         min=0,

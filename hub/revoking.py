@@ -1,4 +1,4 @@
-"""A share that ends in JupyterHub ends in the running notebook too, whoever ended it and by whatever door.
+"""What JupyterHub shares: owners only with drivers, and a share that ends there ends in the running notebook too.
 
 JupyterHub only takes the permission away. The notebook would believe the old one for five minutes, and for ever where a connection
 is open, so its agent is told (`spawner.agent_client`). JupyterHub API: `/shares/...`, `/users/{name}/shared/...`.
@@ -15,9 +15,14 @@ from inspect import isawaitable
 from typing import Any
 
 from jupyterhub import orm
-from jupyterhub.apihandlers.shares import ServerShareAPIHandler, UserShareAPIHandler, _ShareAPIHandler
+from jupyterhub.apihandlers.shares import ServerShareAPIHandler, ServerShareCodeAPIHandler, UserShareAPIHandler, _ShareAPIHandler
+from jupyterhub.scopes import parse_scopes
+from tornado import web
 
 from spawner.agent_client import AgentError
+
+from .database.tables import now
+from .sharing import may_share_notebook
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 30.0
 _tasks: set[asyncio.Task[None]] = set()
@@ -72,12 +77,36 @@ class _Revoking(_ShareAPIHandler):
 class ServerShares(_Revoking, ServerShareAPIHandler):
     """All that is shared of a server, or some of it."""
 
+    async def post(self, *names: str) -> None:
+        """An owner shares with drivers on record only, and access only, whatever else a token of theirs could do."""
+        if self.current_user and self.current_user.name == names[0]:
+            wish = self.get_json_body() or {}
+            guest, facility = str(wish.get("user")), self.authenticator.facility
+            terms = facility.hutch.terms(now())
+            decision = await facility.ask(lambda session: may_share_notebook(session, names[0], names[1], guest, terms))
+            if not decision or set(wish) != {"user"}:
+                raise web.HTTPError(403, decision.reason or "Only access is shared, and with one person at a time.")
+            # that they know each other is on record: no user needs to be able to ask for anybody's name, no token to open servers
+            asked = {f"read:users:name!user={guest}", f"access:servers!server={'/'.join(names)}"}
+            self.parsed_scopes = parse_scopes(frozenset({*self.expanded_scopes, *asked}))
+        await super().post(*names)
+
 
 class UserShare(_Revoking, UserShareAPIHandler):
     """What is shared with one user."""
 
 
+class ServerCodes(ServerShareCodeAPIHandler):
+    """Whoever has JupyterHub's own codes gets in, so owners make none: the portal's invitations ask the rules."""
+
+    async def post(self, *names: str) -> None:
+        if self.current_user and self.current_user.name == names[0]:
+            raise web.HTTPError(403, "Codes are not given out here. Share it from its page in the portal.")
+        await super().post(*names)
+
+
 HANDLERS = [
     (r"/api/shares/([^/]+)/([^/]*)", ServerShares),
+    (r"/api/share-codes/([^/]+)/([^/]*)", ServerCodes),
     (r"/api/users/([^/]+)/shared/([^/]+)/([^/]*)", UserShare),
 ]

@@ -15,7 +15,7 @@ from .service import HUB_VARIABLE
 
 PORTAL, STEWARD = "portal", "steward"
 # what a user's role needs beyond JupyterHub's own "self"
-USER_SCOPES = frozenset({f"access:services!service={PORTAL}"})
+USER_SCOPES = frozenset({f"access:services!service={PORTAL}", "shares!user"})
 STEWARD_ROLE = {
     "name": STEWARD,
     "description": "Takes servers back that the hub lost sight of, and from people what is no longer theirs",
@@ -33,7 +33,7 @@ def portal(hutch: Hutch, config_file: Path) -> dict[str, Any]:
     return _service(PORTAL, config_file) | {
         "url": f"http://127.0.0.1:{hutch.portal_port}",
         "oauth_no_confirm": True,
-        "oauth_client_allowed_scopes": ["read:users!user", "servers!user"],
+        "oauth_client_allowed_scopes": ["read:users!user", "servers!user", "shares!user"],
     }
 
 

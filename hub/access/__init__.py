@@ -40,3 +40,4 @@ from .launches import (
     unknown_person,
     unknown_plan,
 )
+from .sharing import SUPPORT_ROLES, may_become, told_of

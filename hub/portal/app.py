@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from ..configuration import Hutch
 from ..database.engine import open_database, sessions
+from ..sharing import SharingRefused
 from .cloud import routes as cloud_routes
 from .desk import UnknownPerson
 from .desktop import routes as desktop_routes
@@ -34,6 +35,7 @@ from .pages import routes as page_routes
 from .rendering import STATIC, Pages
 from .rooms import relay_origins
 from .rooms import routes as room_routes
+from .sharing import routes as sharing_routes
 from .why import routes as why_routes
 
 log = structlog.get_logger("portal")
@@ -47,7 +49,17 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.state.sessions = sessions(open_database(hutch.database_url))
     app.state.identity = Identity(Path(hutch.state_dir) / "portal.key")
     app.state.pages = Pages(hutch, base)
-    for routes in (page_routes, launch_routes, why_routes, facility_routes, cloud_routes, desktop_routes, room_routes):
+    every = (
+        page_routes,
+        launch_routes,
+        why_routes,
+        facility_routes,
+        cloud_routes,
+        desktop_routes,
+        room_routes,
+        sharing_routes,
+    )
+    for routes in every:
         app.include_router(routes, prefix=base.rstrip("/"))
     app.add_api_route(f"{base}oauth_callback", app.state.identity.come_back, response_model=None)
     app.add_api_route(f"{base}sign-out", lambda: app.state.identity.sign_out(hub_address()), response_model=None)
@@ -131,6 +143,7 @@ HANDLERS: dict[type[Exception], Callable[..., Response]] = {
     UnknownPerson: lambda request, _error: _page(request, 403, "unknown-person"),
     HubUnreachable: _hub_unreachable,
     HubRefusal: lambda request, error: _page(request, 409, "hub-refused", message=str(error)),
+    SharingRefused: lambda request, error: _page(request, 403, "hub-refused", message=str(error)),
     HTTPException: _http,
     RequestValidationError: lambda request, _error: _page(request, 400, "other"),
     Exception: _unexpected,

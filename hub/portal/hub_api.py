@@ -76,6 +76,43 @@ class HubApi:
             if refusal.status != 404:
                 raise
 
+    # --- notebooks that are shared
+
+    async def shares(self, login: str, token: str, name: str) -> set[str]:
+        """With whom a server is shared."""
+        try:
+            shares = await self._call("GET", _shares_path(login, name), token)
+        except HubRefusal as refusal:
+            if refusal.status != 404:
+                raise
+            return set()
+        return {one["user"]["name"] for one in shares if one["user"]}
+
+    async def share(self, login: str, token: str, name: str, guest: str) -> None:
+        await self._call("POST", _shares_path(login, name), token, {"user": guest})
+
+    async def unshare(self, login: str, token: str, name: str, guest: str) -> None:
+        """What they have open is closed (`hub.revoking`). One that was never shared counts as not shared any more."""
+        try:
+            await self._call("PATCH", _shares_path(login, name), token, {"user": guest})
+        except HubRefusal as refusal:
+            if refusal.status != 404:
+                raise
+
+    async def leave(self, login: str, token: str, owner: str, name: str) -> None:
+        """Gives back what was shared with oneself."""
+        try:
+            await self._call("DELETE", f"/users/{_quoted(login)}/shared/{_quoted(owner)}/{_quoted(name)}", token)
+        except HubRefusal as refusal:
+            if refusal.status != 404:
+                raise
+
+    async def shared_with(self, login: str, token: str) -> dict[tuple[str, str], Server]:
+        """Others' servers that somebody may open, by owner and name."""
+        shares = await self._call("GET", f"/users/{_quoted(login)}/shared", token)
+        servers = [one["server"] for one in shares]
+        return {(one["user"]["name"], one["name"]): self._server(one) for one in servers}
+
     async def progress(self, login: str, token: str, name: str) -> AsyncIterator[dict[str, Any]]:
         """The events of a launch from its beginning, until it has ended; none when nothing is starting."""
         timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS)
@@ -91,7 +128,7 @@ class HubApi:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise HubUnreachable(f"The hub broke off while it told of {name}: {error}") from error
 
-    async def _call(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def _call(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> Any:
         try:
             async with self._session.request(
                 method,
@@ -105,13 +142,13 @@ class HubApi:
             raise HubUnreachable(f"The hub did not answer to {method} {path}: {error}") from error
         if answer.status >= 400:
             raise HubRefusal(answer.status, _message(text, answer.status))
-        return json.loads(text) if text.startswith("{") else {}
+        return json.loads(text) if text.startswith(("{", "[")) else {}
 
     def _server(self, model: dict[str, Any]) -> Server:
         return Server(
             name=model["name"],
             ready=bool(model["ready"]),
-            pending=model["pending"],
+            pending=model.get("pending"),
             url=model.get("full_url") or self._public_host + model["url"],
             display_name=model.get("display_name") or model["name"],
         )
@@ -127,6 +164,10 @@ def _quoted(name: str) -> str:
 
 def _server_path(login: str, name: str) -> str:
     return f"/users/{_quoted(login)}/servers/{_quoted(name)}"
+
+
+def _shares_path(login: str, name: str) -> str:
+    return f"/shares/{_quoted(login)}/{_quoted(name)}"
 
 
 def _message(text: str, status: int) -> str:

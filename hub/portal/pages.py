@@ -30,6 +30,7 @@ from ..records import (
 from . import new_instance, views
 from .desk import AtDesk, Desk
 from .hub_api import HubRefusal
+from .sharing import SharedCard, pictures, shared_cards, with_notebooks
 
 routes = APIRouter()
 
@@ -50,15 +51,19 @@ def instance_path(name: str) -> str:
 async def my_instances(desk: AtDesk) -> HTMLResponse:
     servers = await desk.servers()
 
-    def shown(session: Session) -> tuple[list[views.Card], list[views.DeletedCard]]:
-        rows = instances_owned(session, desk.person.id)
-        return views.cards(rows, servers, desk.person, desk.at, standings(session)), views.deleted_cards(rows, desk.at)
+    def shown(session: Session) -> tuple[list[views.Card], list[views.DeletedCard], list[SharedCard], dict[str, str]]:
+        rows, others = instances_owned(session, desk.person.id), shared_cards(session, desk)
+        cards = views.cards(rows, servers, desk.person, desk.at, standings(session))
+        seen = [one.id for one in cards] + [one.id for one in others if one.may_watch]
+        return cards, views.deleted_cards(rows, desk.at), others, pictures(session, seen)
 
-    cards, deleted = await desk.run(shown)
+    cards, deleted, shared, taken = await desk.run(shown)
     return desk.page(
         "instances.html",
         cards=cards,
         deleted=deleted,
+        shared=await with_notebooks(desk, shared),
+        pictures=taken,
         summary=views.summary(cards),
         changing=any(card.changing for card in cards),
         person=desk.person,

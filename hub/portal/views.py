@@ -93,6 +93,10 @@ class Card:
         return f"instances/{quote(self.name, safe='')}"
 
     @property
+    def desktop_path(self) -> str:
+        return f"instances/{self.id}/desktop" if self.id and self.state is State.RUNNING else ""
+
+    @property
     def look(self) -> Look:
         return LOOKS[self.state]
 
@@ -258,6 +262,13 @@ EVENTS = {
     "delete-cancelled": "Deletion called off",
     "restore-asked": "Restoring asked for",
     "restore-done": "Restored",
+    "member-added": "Shared",
+    "member-changed": "Part changed",
+    "member-removed": "Part ended",
+    "member-left": "Left",
+    "access-ended": "Access ended",
+    "notebook-shared": "JupyterLab shared",
+    "notebook-unshared": "JupyterLab no longer shared",
 }
 
 

@@ -50,3 +50,26 @@ document.addEventListener("htmx:responseError", (event) => {
   else window.location.reload();
 });
 for (const name of ["htmx:afterOnLoad", "htmx:sseOpen"]) document.addEventListener(name, (event) => { if (!event.detail.failed) offline.hidden = true; });
+
+// an invitation's code is in the fragment of its link, which no server hears; it survives the sign-in in this tab only
+if (document.getElementById("invitation")) {
+  const code = document.getElementById("code");
+  if (window.location.hash.length > 1) {
+    sessionStorage.setItem("invitation", window.location.hash.slice(1));
+    history.replaceState(null, "", window.location.pathname);
+  }
+  if (code) {
+    code.value ||= sessionStorage.getItem("invitation") ?? "";
+    code.form.addEventListener("submit", () => sessionStorage.removeItem("invitation"));
+  }
+}
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    const field = document.getElementById(button.dataset.copy);
+    field.select();
+    await navigator.clipboard.writeText(field.value);
+    button.textContent = "Copied";
+  });
+}
