@@ -48,6 +48,14 @@ MEANS: dict[str, str] = {
 }
 
 
+# in the history
+POLICY = {
+    "when_owner_leaves": "when the owner leaves",
+    "members_enter_freely": "members come in while the owner is away",
+    "thumbnails": "small pictures of the desktop",
+}
+
+
 class SharingRefused(HutchError):
     """The message is for people."""
 
@@ -92,7 +100,7 @@ class Sharing:
         return list(self.session.scalars(query.order_by(User.given_name, User.family_name)))
 
     def candidates(self, search: str = "", most: int = 10) -> tuple[list[Candidate], int]:
-        """Of the experiments' teams and of support, who is not in yet; and how many more there are than are given."""
+        """Of the experiments' teams, and by name of support, who is not in yet; and how many more there are than are given."""
         here = {member.user_id for member in self.members()} | {self.instance.owner_id}
         visits = self.instance.experiments
         member, scientist, helps = ExperimentMember, InstrumentScientist, (MemberRole.SUPPORT,)
@@ -109,7 +117,7 @@ class Sharing:
             ),
         ]
         found: dict[str, Candidate] = {}
-        for query, words, roles in groups:
+        for query, words, roles in groups if search.strip() else groups[:1]:
             by_name = query.where(User.ended_at.is_(None)).order_by(User.given_name, User.family_name)
             for user, of in self.session.execute(by_name).tuples():
                 wanted = search.strip().casefold() in f"{user.name} {user.login}".casefold()
@@ -207,7 +215,7 @@ class Sharing:
         for name, value in wanted.items():
             if getattr(self.instance, name) != value:
                 setattr(self.instance, name, value)
-                words = f"{name.replace('_', ' ')}: {value if isinstance(value, str) else 'yes' if value else 'no'}"
+                words = f"{POLICY[name]}: {value if isinstance(value, str) else 'yes' if value else 'no'}"
                 record_event(self.session, self.instance.id, "policy-changed", actor=self.actor.login, message=words)
         if not thumbnails:
             self.session.execute(delete(Thumbnail).where(Thumbnail.instance_id == self.instance.id))

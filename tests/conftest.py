@@ -38,6 +38,7 @@ spawner.cloud.CATALOGUE_SECONDS = 0
 spawner.reflector.FRESH_SECONDS = 3
 c.Authenticator.auth_refresh_age = 1
 c.Hutch.desktop_relays = 1
+c.Hutch.invitations = True
 # so that a test chooses these by a person's role
 c.Spawner.group_overrides = {
     "another network": {"groups": ["role-instrument-control"], "spawner_override": {"network": "nowhere"}},

@@ -81,12 +81,12 @@ class HubApi:
     async def shares(self, login: str, token: str, name: str) -> set[str]:
         """With whom a server is shared."""
         try:
-            shares = await self._call("GET", _shares_path(login, name), token)
+            model = await self._call("GET", _shares_path(login, name), token)
         except HubRefusal as refusal:
             if refusal.status != 404:
                 raise
             return set()
-        return {one["user"]["name"] for one in shares if one["user"]}
+        return {one["user"]["name"] for one in model["items"] if one["user"]}
 
     async def share(self, login: str, token: str, name: str, guest: str) -> None:
         await self._call("POST", _shares_path(login, name), token, {"user": guest})
@@ -109,8 +109,8 @@ class HubApi:
 
     async def shared_with(self, login: str, token: str) -> dict[tuple[str, str], Server]:
         """Others' servers that somebody may open, by owner and name."""
-        shares = await self._call("GET", f"/users/{_quoted(login)}/shared", token)
-        servers = [one["server"] for one in shares]
+        model = await self._call("GET", f"/users/{_quoted(login)}/shared", token)
+        servers = [one["server"] for one in model["items"]]
         return {(one["user"]["name"], one["name"]): self._server(one) for one in servers}
 
     async def progress(self, login: str, token: str, name: str) -> AsyncIterator[dict[str, Any]]:
@@ -142,7 +142,7 @@ class HubApi:
             raise HubUnreachable(f"The hub did not answer to {method} {path}: {error}") from error
         if answer.status >= 400:
             raise HubRefusal(answer.status, _message(text, answer.status))
-        return json.loads(text) if text.startswith(("{", "[")) else {}
+        return json.loads(text) if text.startswith("{") else {}
 
     def _server(self, model: dict[str, Any]) -> Server:
         return Server(

@@ -47,7 +47,7 @@ class Pages:
         )
 
     def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
-        return HTMLResponse(self.fragment(request, template, **context), status_code=status)
+        return HTMLResponse(self.fragment(request, template, status=status, **context), status_code=status)
 
     def fragment(self, request: Request, template: str, **context: Any) -> str:
         def asset(path: str) -> str:

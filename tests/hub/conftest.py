@@ -164,7 +164,7 @@ class Browser(httpx.Client):
         return self.post(path, data=form or {}, headers={"Sec-Fetch-Site": "same-origin"}, **options)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browse() -> Iterator[Callable[[int, str], Browser]]:
     """Signs somebody in at the hub of this port, which lets in everybody who says their name."""
     with ExitStack() as stack:
