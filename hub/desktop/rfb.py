@@ -24,6 +24,7 @@ SECURITY_OK = bytes(4)
 
 EXTENDED_CLIPBOARD = 0xC0A1E5CE
 EXTENDED_MOUSE_BUTTONS = -316 & 0xFFFFFFFF
+EXTENDED_DESKTOP_SIZE = -308 & 0xFFFFFFFF
 
 MOST_ENCODINGS = 256
 MOST_SCREENS = 64
@@ -97,6 +98,7 @@ class ClientStream:
         self._longest_clipboard = longest_clipboard
         self._extended_buttons = extended_buttons
         self._long_pointers = False
+        self._sizes_understood = False
         self._last_pointer = b""
         self._buffer = bytearray()
         self._skip = 0
@@ -174,6 +176,7 @@ class ClientStream:
             return None
         encodings = list(struct.unpack_from(f">{number}I", message, 4))
         self._long_pointers = self._extended_buttons and EXTENDED_MOUSE_BUTTONS in encodings
+        self._sizes_understood = EXTENDED_DESKTOP_SIZE in encodings
         if not self._extended_buttons:
             encodings = [encoding for encoding in encodings if encoding != EXTENDED_MOUSE_BUTTONS]
         if Right.CLIPBOARD_OUT in self.rights:
@@ -273,10 +276,15 @@ class ClientStream:
         return message and self._allowed(None, message)
 
     def _desktop_size(self) -> bytes | None:
-        """SetDesktopSize: a new size is everybody's."""
+        """SetDesktopSize: a new size is everybody's.
+
+        The answer is an encoding, and TigerVNC 1.12 crashes with all that runs on the desktop where that was not announced.
+        """
         screens = self._buffer[6]
         if not 0 < screens <= MOST_SCREENS:
             raise ProtocolError(f"a desktop of {screens} screens")
+        if not self._sizes_understood:
+            raise ProtocolError("a new size of the desktop from a browser that does not understand sizes")
         message = self._take(8 + 16 * screens)
         return message and self._allowed(Right.RESIZE, message)
 

@@ -58,7 +58,7 @@ def seeds() -> list[bytes]:
         bytes((150, 1)) + bytes(8),
         bytes((248, 0, 0, 0, 0, 0, 0, 1, 2, 7, 7)),
         bytes((250, 0, 1, 2)),
-        struct.pack(">BxHHBx", 251, 640, 480, 1) + bytes(16),
+        struct.pack(">BxHi", 2, 1, -308) + struct.pack(">BxHHBx", 251, 640, 480, 1) + bytes(16),
         bytes((255, 0)) + bytes(10),
     ]
     return [bytes((rights, piece)) + example for rights in (0, 0xFF, 0x7F) for piece in (0, 31) for example in examples]

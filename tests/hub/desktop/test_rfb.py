@@ -7,6 +7,7 @@ import struct
 import zlib
 from functools import reduce
 from operator import or_
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -66,7 +67,7 @@ def fence(flags: int, payload: bytes) -> bytes:
 MESSAGES = {
     "pixel format": (struct.pack(">B3xBBBBHHHBBB3x", 0, 32, 24, 0, 1, 255, 255, 255, 0, 8, 16), EVERYBODYS),
     "encodings": (set_encodings(7, 16, 1, -223, -308, -312, -313, EXTENDED_CLIPBOARD), EVERYBODYS),
-    "no encodings": (set_encodings(EXTENDED_CLIPBOARD), EVERYBODYS),
+    "no encodings": (set_encodings(EXTENDED_CLIPBOARD, -308), EVERYBODYS),
     "update request": (struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800), EVERYBODYS),
     "continuous updates": (struct.pack(">BBHHHH", 150, 1, 0, 0, 1280, 800), EVERYBODYS),
     "fence": (fence(1 << 31 | 1, b"12345678"), EVERYBODYS),
@@ -100,11 +101,18 @@ def said(stream: ClientStream, *parts: bytes) -> bytes:
     return b"".join(stream.feed(part) for part in parts)
 
 
+def stream_of(rights: Right, **options: Any) -> ClientStream:
+    """One whose browser has said already that it understands sizes."""
+    stream = ClientStream(rights, **options)
+    stream.feed(set_encodings(-308))
+    return stream
+
+
 @every_message
 def test_a_controller_may_send_it_wherever_it_is_split(name: str) -> None:
     message, right = MESSAGES[name]
     for cut in range(len(message)):
-        passed = said(ClientStream(CONTROL), message[:cut], message[cut:])
+        passed = said(stream_of(CONTROL), message[:cut], message[cut:])
         assert passed == (b"" if right is NOBODYS else message), f"split at {cut}"
 
 
@@ -112,7 +120,7 @@ def test_a_controller_may_send_it_wherever_it_is_split(name: str) -> None:
 def test_a_viewer_gets_no_input_through_wherever_it_is_split(name: str) -> None:
     message, right = MESSAGES[name]
     for cut in range(len(message)):
-        passed = said(ClientStream(Right.VIEW), message[:cut], message[cut:])
+        passed = said(stream_of(Right.VIEW), message[:cut], message[cut:])
         assert forbidden(passed, Right.VIEW, knows_long_pointers=False) is None
         assert bool(passed) == (right is EVERYBODYS), f"split at {cut}"
 
@@ -121,7 +129,7 @@ def test_a_viewer_gets_no_input_through_wherever_it_is_split(name: str) -> None:
 @pytest.mark.parametrize("missing", ONES, ids=lambda right: right.name)
 def test_each_right_is_needed_for_what_it_names_and_for_nothing_else(name: str, missing: Right) -> None:
     message, right = MESSAGES[name]
-    passed = ClientStream(CONTROL & ~missing).feed(message)
+    passed = stream_of(CONTROL & ~missing).feed(message)
     if right is missing or right is NOBODYS:
         assert passed == b"" or name == "clipboard abilities"
     elif right is not EVERYBODYS:
@@ -130,16 +138,16 @@ def test_each_right_is_needed_for_what_it_names_and_for_nothing_else(name: str, 
 
 @pytest.mark.parametrize("rights", SETS_OF_RIGHTS, ids=str)
 def test_of_all_there_is_to_say_only_what_is_allowed_passes(rights: Right) -> None:
-    whole = ClientStream(rights).feed(WHOLE_VOCABULARY)
+    whole = stream_of(rights).feed(WHOLE_VOCABULARY)
     assert forbidden(whole, rights, knows_long_pointers=False) is None
-    by_bytes = said(ClientStream(rights), *(WHOLE_VOCABULARY[at : at + 1] for at in range(len(WHOLE_VOCABULARY))))
+    by_bytes = said(stream_of(rights), *(WHOLE_VOCABULARY[at : at + 1] for at in range(len(WHOLE_VOCABULARY))))
     assert by_bytes == whole
 
 
 def test_a_message_is_passed_on_whole_or_not_yet() -> None:
     """TigerVNC takes a SetDesktopSize of which only the type has come for read, and what follows for other messages."""
     message = desktop_size(1600, 900)
-    stream = ClientStream(CONTROL)
+    stream = stream_of(CONTROL)
     assert said(stream, *(message[at : at + 1] for at in range(len(message) - 1))) == b""
     assert stream.feed(message[-1:]) == message
 
@@ -155,6 +163,8 @@ MALFORMED = {
     "pixels of no depth": struct.pack(">B3xBB14x", 0, 32, 0),
     "too many encodings": struct.pack(">BxH", 2, 257),
     "too long a fence": struct.pack(">B3xIB", 248, 0, 65),
+    "a size, and sizes not understood": desktop_size(640, 480),
+    "a size, and sizes no longer understood": set_encodings(-308) + set_encodings(7) + desktop_size(640, 480),
     "no screens": struct.pack(">BxHHBx", 251, 640, 480, 0),
     "255 screens": struct.pack(">BxHHBx", 251, 640, 480, 255),
     "more buttons, not agreed on": long_pointer(1, 1, 1 << 7),
