@@ -19,7 +19,7 @@ def begin() -> None:
     _configure_log()
     # JupyterHub ends a service with SIGINT, which is ignored from the start in what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _end_with_parent(int(os.environ.get(HUB_VARIABLE) or os.getppid()))
+    end_with_parent(int(os.environ.get(HUB_VARIABLE) or os.getppid()))
 
 
 def _configure_log() -> None:
@@ -35,7 +35,7 @@ def _configure_log() -> None:
     )
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """A hub that was killed cannot end its services; a new hub starts its own and needs their ports."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:

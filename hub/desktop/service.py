@@ -144,6 +144,8 @@ class Relay:
         return desktop
 
     async def _follow_records(self) -> None:
+        if not self.desktops:
+            return
         newest = await self.facility.ask(partial(ledger.newest, at=now()))
         if newest == self._newest:
             return
@@ -155,7 +157,9 @@ class Relay:
 
     async def look_again(self, instance_id: str) -> None:
         """Reads the records of a room anew. Who is no longer in them has no business there."""
-        desktop = self.desktops[instance_id]
+        desktop = self.desktops.get(instance_id)
+        if desktop is None:
+            return
         terms = self.facility.hutch.terms(now())
         known = await self.facility.ask(partial(read, instance_id=instance_id, user_ids=desktop.room.people, terms=terms))
         for guest in list(desktop.guests.values()):
@@ -308,7 +312,7 @@ class Guest:
 
     def _read_wishes(self, query: str) -> None:
         """What is not understood is left as it is."""
-        wishes = parse_qs(query, max_num_fields=10) if len(query) < 1000 else {}
+        wishes = parse_qs(query) if len(query) < 1000 else {}
         for name in ("width", "height"):
             text = wishes.get(name, [""])[0]
             if text.isascii() and text.isdigit() and len(text) < 6:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 
-from ..access import Action, Decision, may_act
+from ..access import Action, Decision
 from ..database.tables import Instance
+from ..desktop.support import may_come
 from ..records import find_place
 from . import pages
 from .desk import AtDesk, Desk
+from .rooms import seen_instance
 
 routes = APIRouter()
 # of text, below what the relay lets through in one message
@@ -72,10 +74,5 @@ async def desktop(desk: AtDesk, instance_id: str) -> HTMLResponse:
 
 def _asked(session: Session, desk: Desk, instance_id: str, action: Action) -> tuple[Instance, Decision]:
     """404 for those to whom a refusal would reveal that it exists."""
-    instance = session.get(Instance, instance_id)
-    if instance is None or instance.deleted_at is not None:
-        raise HTTPException(404)
-    place = find_place(session, instance, desk.person, desk.terms)
-    if not may_act(desk.person, Action.SEE, place, desk.terms):
-        raise HTTPException(404)
-    return instance, may_act(desk.person, action, place, desk.terms)
+    instance = seen_instance(session, desk, instance_id)
+    return instance, may_come(desk.person, find_place(session, instance, desk.person, desk.terms), action, desk.terms)

@@ -168,16 +168,17 @@ class Desktops:
         until(lambda: any(wanted(one) for one in self.sessions(instance, who)), what)
 
     def relays(self) -> list[int]:
-        """The processes of this facility's relays."""
-        found = []
+        """The processes of this facility's relays, without those that look after them."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command, around = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
             if b"hub.desktop" in command and f"HUTCH_CONFIG={self.hub.config_file}".encode() in around:
-                found.append(int(folder.name))
-        return found
+                found[int(folder.name)] = parent
+        return [pid for pid, parent in found.items() if parent in found]
 
     def end_relays(self, how: signal.Signals) -> None:
         ended = self.relays()
@@ -187,7 +188,7 @@ class Desktops:
         until(lambda: not set(self.relays()) & set(ended), "they have ended")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desktop_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FacilityHub]:
     with facility(tmp_path_factory.mktemp("desktops"), CONFIG, payload="agent") as hub:
         yield hub
@@ -199,12 +200,12 @@ def desktops(desktop_hub: FacilityHub, browse: Callable[[int, str], Any]) -> Ite
         yield Desktops(desktop_hub, browse, stack)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def owner(desktop_hub: FacilityHub) -> Visitor:
     return desktop_hub.visitor()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_instance(desktop_hub: FacilityHub, owner: Visitor) -> Instance:
     return desktop_hub.launched(owner)
 

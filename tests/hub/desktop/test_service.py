@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from running_hub import until
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from hub.database.tables import (
     DesktopTicket,
@@ -35,7 +35,7 @@ def test_the_owner_sees_and_drives_their_desktop(desktops, instance, owner):
     assert [(one["id"], one["part"], one["control"]) for one in page.room["people"]] == [(owner.id, "owner", True)]
     page.type()
     page.until_room(lambda room: room["people"][0]["typing"], "the room says who types")
-    desktops.until_session(instance, owner, lambda row: row.keys == 2 and row.bytes_out > 100, "it is counted")
+    desktops.until_session(instance, owner, lambda row: row.keys == 1 and row.bytes_out > 100, "it is counted")
     row = desktops.sessions(instance, owner)[-1]
     assert (row.part, row.control, row.ended_at, row.pointers) == ("owner", True, None, 0)
     assert row.started_at > before
@@ -96,18 +96,6 @@ def test_a_page_of_somebody_else_opens_nothing(desktops, instance, owner, origin
     desktops.page(url, ticket).until_shown(drives=True)
 
 
-TRICKS = ("{id}/", "{id}%2f", "../rooms/{id}", "{ID}", "{id}/../{id}", "%2e%2e/rooms/{id}", "{id};x", "", "{id}\u00e9", "x" * 5000)
-
-
-@pytest.mark.parametrize("trick", TRICKS, ids=range(len(TRICKS)))
-def test_a_room_has_one_address(desktops, instance, owner, trick):
-    url, ticket = desktops.ticket(instance, owner)
-    path = trick.replace("{id}", instance.id).replace("{ID}", instance.id.upper()).replace("\u00e9", "%C3%A9")
-    with pytest.raises(Exception) as refused:
-        desktops.page(url.replace(instance.id, path), ticket)
-    assert not isinstance(refused.value, AssertionError)
-
-
 def test_who_has_no_part_in_an_instance_gets_no_ticket(desktops, instance):
     stranger = desktops.hub.visitor()
     assert desktops.asked(instance, stranger).status_code == 404
@@ -135,7 +123,7 @@ def test_a_driver_asks_and_is_given_it_and_only_who_drives_types(desktops, insta
     hers.until_shown(drives=False)
     his.type()
     rows = desktops.sessions
-    until(lambda: [(row.control, row.keys) for row in rows(instance, driver)] == [(False, 0), (True, 2)], "he typed when he drove")
+    until(lambda: [(row.control, row.keys) for row in rows(instance, driver)] == [(False, 0), (True, 1)], "he typed when he drove")
     assert rows(instance, driver)[0].end_reason == "right-changed"
     hers.say("take")
     hers.until_shown(drives=True)
@@ -309,8 +297,11 @@ def test_a_relay_that_ends_is_started_again_and_everybody_is_back_as_they_were(d
     assert his.until_out()[0] == (1012 if how == signal.SIGTERM else 1006)
     until(desktops.relays, "the hub has started it again")
     # a member before the owner: nobody was put out
+    began = time.monotonic()
     his = until(lambda: come_back(desktops, instance, driver), "he is back")
     his.until_shown(drives=True)
+    # JupyterHub itself looks every half a minute
+    assert time.monotonic() - began < 15
     desktops.opened(instance, owner).until_shown(drives=False)
     desktops.until_session(instance, owner, lambda row: row.end_reason == "relay-ended", "its end is written down")
 
@@ -318,5 +309,5 @@ def test_a_relay_that_ends_is_started_again_and_everybody_is_back_as_they_were(d
 def come_back(desktops, instance, who):
     try:
         return desktops.opened(instance, who)
-    except (InvalidStatus, EOFError, OSError):
+    except (InvalidHandshake, EOFError, OSError):
         return None
