@@ -21,6 +21,19 @@ BACK_WITHIN = timedelta(seconds=20)
 COLUMNS = ("bytes_out", "bytes_in", "keys", "pointers")
 
 
+AT_THE_SAME_TIME = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """How far the records have come."""
+
+    event: int = 0
+    lately: int = 0
+    run: int = 0
+    expired: int = 0
+
+
 @dataclass(slots=True)
 class Line:
     """One row, as it is now. id: None until it is written."""
@@ -69,14 +82,17 @@ def close_open(session: Session, number: int, relays: int, at: datetime) -> dict
     return there
 
 
-def newest(session: Session, at: datetime) -> tuple[int, int, int]:
-    """Changes when somebody's rights may have: the last event of an instance, the last run, and how many parts have expired."""
+def newest(session: Session, at: datetime) -> Newest:
+    """Changes when somebody's rights may have: by an event of an instance, a run, or a part in the facility that has expired."""
     expired = [select(func.count()).where(table.expires_at <= at).scalar_subquery() for table in (UserRole, UserGroup)]
-    events, runs = (select(func.coalesce(func.max(table.id), 0)).scalar_subquery() for table in (InstanceEvent, EtlRun))
-    last, run, roles, groups = session.execute(select(events, runs, *expired)).one()
-    return last, run, roles + groups
+    last, run = (select(func.coalesce(func.max(table.id), 0)).scalar_subquery() for table in (InstanceEvent, EtlRun))
+    # of two that are written at the same time, the older can come into sight after the newer
+    lately = select(func.count()).where(InstanceEvent.id > last - AT_THE_SAME_TIME).scalar_subquery()
+    event, recent, load, roles, groups = session.execute(select(last, lately, run, *expired)).one()
+    return Newest(event, recent, load, roles + groups)
 
 
-def concerned(session: Session, since: int) -> set[str]:
+def concerned(session: Session, since: Newest) -> set[str]:
     """The instances to which something happened."""
-    return set(session.scalars(select(InstanceEvent.instance_id).where(InstanceEvent.id > since).distinct()))
+    events = select(InstanceEvent.instance_id).where(InstanceEvent.id > since.event - AT_THE_SAME_TIME)
+    return set(session.scalars(events.distinct()))

@@ -40,7 +40,7 @@ from .room import SUPPORT_VERBS, Request, Room
 
 log = structlog.get_logger("desktop")
 
-POLL_SECONDS, JUDGE_SECONDS, WRITE_SECONDS = 0.4, 1.0, 60.0
+POLL_SECONDS, JUDGE_SECONDS, LOOK_SECONDS, WRITE_SECONDS = 0.4, 1.0, 60.0, 60.0
 ACTIVITY_SECONDS = 60.0
 # a desktop that goes away this soon after it came is not asked for again at once
 SHORT_SECONDS = 5.0
@@ -89,7 +89,7 @@ class Relay:
         self.numbers = itertools.count(1)
         self.lines: list[ledger.Line] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._newest = (0, 0, 0)
+        self.newest = ledger.Newest()
         self._expected: dict[str, dict[str, bool]] = {}
         self._expected_until = now()
         self.ending = False
@@ -101,11 +101,12 @@ class Relay:
         at, relays = now(), self.facility.hutch.desktop_relays
         self._expected = await self.facility.ask(partial(ledger.close_open, number=self.number, relays=relays, at=at))
         self._expected_until = at + ledger.BACK_WITHIN
-        self._newest = await self.facility.ask(partial(ledger.newest, at=at))
+        self.newest = await self.facility.ask(partial(ledger.newest, at=at))
 
     async def run(self) -> None:
         await asyncio.gather(
             self._repeat(self._follow_records, POLL_SECONDS),
+            self._repeat(self._look_everywhere, LOOK_SECONDS),
             self._repeat(self._judge_all, JUDGE_SECONDS),
             self._repeat(self._write_down, JUDGE_SECONDS),
         )
@@ -147,12 +148,18 @@ class Relay:
         if not self.desktops:
             return
         newest = await self.facility.ask(partial(ledger.newest, at=now()))
-        if newest == self._newest:
+        before = self.newest
+        if newest == before:
             return
-        everywhere = newest[1:] != self._newest[1:]
-        changed = await self.facility.ask(partial(ledger.concerned, since=self._newest[0]))
-        self._newest = newest
+        everywhere = (newest.run, newest.expired) != (before.run, before.expired)
+        changed = await self.facility.ask(partial(ledger.concerned, since=before))
+        self.newest = newest
         for instance_id in [one for one in self.desktops if everywhere or one in changed]:
+            await self.look_again(instance_id)
+
+    async def _look_everywhere(self) -> None:
+        """For what was changed in the records without a word."""
+        for instance_id in list(self.desktops):
             await self.look_again(instance_id)
 
     async def look_again(self, instance_id: str) -> None:
@@ -161,9 +168,10 @@ class Relay:
         if desktop is None:
             return
         terms = self.facility.hutch.terms(now())
-        known = await self.facility.ask(partial(read, instance_id=instance_id, user_ids=desktop.room.people, terms=terms))
+        asked = desktop.room.people
+        known = await self.facility.ask(partial(read, instance_id=instance_id, user_ids=asked, terms=terms))
         for guest in list(desktop.guests.values()):
-            if known is None or (guest.person.id not in known.people and guest.person.id in desktop.room.people):
+            if known is None or (guest.person.id in asked and guest.person.id not in known.people):
                 guest.put_out("unknown-instance" if known is None else "unknown-user", "This desktop is no longer there for you.")
         if known:
             desktop.room.requests = known.requests
@@ -279,6 +287,7 @@ class Guest:
         self._known: Known | None = None
         self._counted: dict[str, int] = dict.fromkeys(ledger.COLUMNS, 0)
         self._seen: dict[str, Any] = {}
+        self._as_of = relay.newest
         self._began_at = 0.0
 
     # --- coming
@@ -298,7 +307,7 @@ class Guest:
         self._read_wishes(query)
         shown = [name.removeprefix(TICKET) for name in self.connection.subprotocols if name.startswith(TICKET)]
         if len(shown) == 1 and SUBPROTOCOL in self.connection.subprotocols and not self.relay.ending:
-            terms = hutch.terms(now())
+            terms, self._as_of = hutch.terms(now()), self.relay.newest
             self._known = await self.relay.facility.ask(
                 partial(_redeem_and_read, ticket=shown[0], instance_id=self.instance_id, terms=terms)
             )
@@ -335,6 +344,9 @@ class Guest:
         self.desktop = desktop
         desktop.guests[self.number] = self
         self.relay.judge(desktop)
+        if self._as_of != self.relay.newest:
+            # something happened after the records were read, and before it could concern this room
+            self.relay.later(self.relay.look_again(self.instance_id))
 
     def _refuse(self, rule: str, text: str) -> None:
         log.info("desktop-refused", rule=rule, instance=self.instance_id, login=self.person.login)

@@ -14,6 +14,8 @@ from hub.database.engine import open_database, sessions, upgrade
 from hub.database.tables import (
     Affiliation,
     Base,
+    DesktopSession,
+    DesktopTicket,
     EtlChange,
     EtlRejection,
     EtlRun,
@@ -22,9 +24,12 @@ from hub.database.tables import (
     Identity,
     Instance,
     Instrument,
+    Invitation,
     Notice,
     Plan,
     Proposal,
+    SupportAccess,
+    Thumbnail,
     User,
     now,
 )
@@ -110,6 +115,15 @@ def ada(session):
     bens = instances.create(
         session, owner_id="u-8", server_name="b", display_name="b", plan_id="notebook", experiment_ids=["E1"], lifetime=None
     )
+    session.add_all(
+        [
+            SupportAccess(instance_id=bens.id, user_id="u-7", reason="Ada wants to help"),
+            Invitation(instance_id=bens.id, code_hash="x", role="viewer", one_time=True, created_by="u-7", expires_at=now()),
+            DesktopTicket(hash="y", instance_id=bens.id, user_id="u-7", expires_at=now()),
+            DesktopSession(instance_id=instance.id, user_id="u-7", part="owner", control=True),
+            Thumbnail(instance_id=instance.id, picture=b"Lovelace"),
+        ]
+    )
     instances.record_event(session, bens.id, "access-ended", actor="steward", message="ada is no longer on the team")
     session.commit()
     return session.get(User, "u-7")
@@ -143,6 +157,9 @@ def test_an_export_holds_all_traces_of_a_person_and_nobody_elses(session, ada):
         "instance_event",
         "etl_change",
         "etl_rejection",
+        "support_access",
+        "desktop_session",
+        "thumbnail",
     } <= set(exported)
 
 

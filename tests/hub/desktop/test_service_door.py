@@ -31,7 +31,13 @@ def come(
     )
     hutch = SimpleNamespace(desktop_relays=relays, terms=lambda at: None)
     relay: Any = SimpleNamespace(
-        numbers=iter([1]), number=0, prefix=PREFIX, origin=of, ending=False, facility=SimpleNamespace(hutch=hutch, ask=ask)
+        numbers=iter([1]),
+        number=0,
+        newest=None,
+        prefix=PREFIX,
+        origin=of,
+        ending=False,
+        facility=SimpleNamespace(hutch=hutch, ask=ask),
     )
     guest = Guest(relay, connection)  # type: ignore[arg-type]
     refusal = asyncio.run(guest.admit())
