@@ -13,7 +13,7 @@ import math
 import re
 import ssl
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
@@ -32,6 +32,8 @@ LAUNCH_SECONDS = 180.0
 DESKTOP_SECONDS = 45.0
 """For a desktop that has to be started first."""
 DESKTOP_PROTOCOL = "hutch.rfb"
+CLIENT_INIT = b"\1"
+"""RFB's word that the desktop is to be shared; nothing comes from it before that."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.25
 
 
@@ -60,7 +62,6 @@ class AgentFailed(AgentError):
         self.detail = detail
 
 
-T = TypeVar("T")
 STAGES = frozenset({"account", "environment", "notebook", "ready"})
 STATES = frozenset({"started", "done", "failed"})
 MOST_BYTES = 64 * 1024
@@ -131,41 +132,45 @@ class AgentClient:
     ) -> asyncio.Transport:
         """A connection to the desktop for this user, from RFB's ServerInit message on; `on_stage` hears what it waits for."""
         asked = {"user": user, "control": control, "width": width, "height": height, "layout": layout}
-        return await self._ask_desktop(address, fingerprint, asked, on_stage, lambda lines: lines.hand_over(protocol_factory()))
+        transport = await self._ask_desktop(address, fingerprint, asked, on_stage)
+        if transport.is_closing():
+            raise AgentUnreachable(f"The agent at {address} closed the connection to the desktop.")
+        protocol = protocol_factory()
+        transport.set_protocol(protocol)
+        transport.write(CLIENT_INIT)
+        protocol.connection_made(transport)
+        return transport
 
     async def set_layout(self, address: str, fingerprint: str, layout: str) -> None:
         """Change the keyboard's layout on a running desktop."""
-        await self._ask_desktop(address, fingerprint, {"layout": layout}, None, lambda lines: lines.transport.abort())
+        (await self._ask_desktop(address, fingerprint, {"layout": layout})).abort()
 
     async def _ask_desktop(
-        self,
-        address: str,
-        fingerprint: str,
-        asked: dict[str, Any],
-        on_stage: Callable[[str], None] | None,
-        then: Callable[[DesktopLines], T],
-    ) -> T:
-        context = self._context(DESKTOP_PROTOCOL)
+        self, address: str, fingerprint: str, asked: dict[str, Any], on_stage: Callable[[str], None] | None = None
+    ) -> asyncio.Transport:
+        context, reader = self._context(DESKTOP_PROTOCOL), asyncio.StreamReader(limit=MOST_BYTES)
         connect = asyncio.get_running_loop().create_connection
-        lines: DesktopLines | None = None
+        transport: asyncio.Transport | None = None
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, lines = await connect(DesktopLines, address, self._port, ssl=context, server_hostname="")
-            tls = lines.transport.get_extra_info("ssl_object")
+                transport, _ = await connect(
+                    lambda: asyncio.StreamReaderProtocol(reader), address, self._port, ssl=context, server_hostname=""
+                )
+            tls = transport.get_extra_info("ssl_object")
             if hashlib.sha256(tls.getpeercert(binary_form=True)).hexdigest() != fingerprint:
                 raise _mismatch(address)
             if tls.selected_alpn_protocol() != DESKTOP_PROTOCOL:
                 raise AgentRefused("The agent in this instance is too old to show a desktop.")
-            lines.transport.write(json.dumps(asked).encode() + b"\n")
+            transport.write(json.dumps(asked).encode() + b"\n")
             async with asyncio.timeout(DESKTOP_SECONDS):
-                await lines.until_ready(on_stage)
-            return then(lines)
-        except (OSError, TimeoutError) as error:
-            _abort(lines)
-            raise AgentUnreachable(f"The agent at {address} cannot be reached.") from error
-        except BaseException:
-            _abort(lines)
+                await _until_ready(reader, on_stage)
+        except BaseException as error:
+            if transport:
+                transport.abort()
+            if isinstance(error, OSError):
+                raise AgentUnreachable(f"The agent at {address} cannot be reached.") from error
             raise
+        return transport
 
     async def wait_listening(self, address: str, port: int, deadline: float) -> None:
         """Try plain connections until one is accepted; ``deadline`` is a time of the running loop's clock."""
@@ -197,67 +202,22 @@ class AgentClient:
             raise AgentUnreachable(f"The agent at {address} cannot be reached.") from error
 
 
-class DesktopLines(asyncio.Protocol):
-    """Reads the agent's lines, of which the last is `ready`, and keeps what came behind it."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport
-        self._bytes = b""
-        self._news = asyncio.Event()
-        self._lost = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # not asserted: other event loops have transports of their own
-        self.transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._bytes += data
-        self._news.set()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._lost = True
-        self._news.set()
-
-    async def until_ready(self, on_stage: Callable[[str], None] | None) -> None:
-        for _ in range(MOST_LINES):
-            match desktop_event(await self._line()):
-                case "ready", _:
-                    return
-                case "failed", message:
-                    raise AgentFailed(message, "desktop", "")
-                case _, message:
-                    if on_stage:
-                        on_stage(message)
-        raise NOT_UNDERSTOOD
-
-    async def _line(self) -> bytes:
-        while b"\n" not in self._bytes:
-            if self._lost:
-                raise ConnectionResetError
-            if len(self._bytes) > MOST_BYTES:
-                raise NOT_UNDERSTOOD
-            self._news.clear()
-            await self._news.wait()
-        line, _, self._bytes = self._bytes.partition(b"\n")
-        return line
-
-    def hand_over(self, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
-        """From now on it is this protocol's connection."""
-        if self._lost:
+async def _until_ready(reader: asyncio.StreamReader, on_stage: Callable[[str], None] | None) -> None:
+    for _ in range(MOST_LINES):
+        try:
+            line = await reader.readline()
+        except ValueError as error:  # a line without end
+            raise NOT_UNDERSTOOD from error
+        if not line:
             raise ConnectionResetError
-        self.transport.set_protocol(protocol)
-        protocol.connection_made(self.transport)
-        rest, self._bytes = self._bytes, b""
-        if isinstance(protocol, asyncio.BufferedProtocol):
-            while rest:
-                buffer = memoryview(protocol.get_buffer(len(rest)))
-                taken = min(len(rest), len(buffer))
-                buffer[:taken] = rest[:taken]
-                protocol.buffer_updated(taken)
-                rest = rest[taken:]
-        elif isinstance(protocol, asyncio.Protocol) and rest:
-            protocol.data_received(rest)
-        return self.transport
+        state, message = desktop_event(line)
+        if state == "ready":
+            return
+        if state == "failed":
+            raise AgentFailed(message, "desktop", "")
+        if on_stage:
+            on_stage(message)
+    raise NOT_UNDERSTOOD
 
 
 def desktop_event(line: bytes) -> tuple[str, str]:
@@ -274,11 +234,6 @@ def desktop_event(line: bytes) -> tuple[str, str]:
 
 def _mismatch(address: str) -> AgentMismatch:
     return AgentMismatch(f"Whoever answers at {address} is not the agent whose fingerprint was on the console; nothing was sent.")
-
-
-def _abort(lines: DesktopLines | None) -> None:
-    if lines:
-        lines.transport.abort()
 
 
 async def wait_listening(address: str, port: int, deadline: float) -> None:

@@ -32,7 +32,7 @@ STARTING_LIMIT_SECONDS = 30.0
 ANSWER_LIMIT_SECONDS = 5.0
 IDLE_LIMIT_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
-LAYOUT = re.compile(r"[a-z]{2,8}(\([A-Za-z0-9_-]{1,32}\))?")
+LAYOUT = re.compile(r"[a-z]{2,12}(\([A-Za-z0-9_-]{1,32}\))?")
 SMALLEST, LARGEST = 160, 8192
 
 IN = "-rfbunixpath rfb -rfbport -1 -localhost -nolisten tcp -SecurityTypes VncAuth -PasswordFile passwords -auth cookie"
@@ -40,7 +40,8 @@ IN = "-rfbunixpath rfb -rfbport -1 -localhost -nolisten tcp -SecurityTypes VncAu
 # with the mouse stays in there: only what is copied is passed on. The keyboard stays as it was set when the last
 # program ends, and the screen never goes dark
 MANNERS = (
-    "-displayfd 1 -AlwaysShared -RawKeyboard -AcceptSetDesktopSize -SendPrimary=0 -desktop Hutch -noreset -s 0 -dpi 96 -depth 24"
+    "-displayfd 1 -AlwaysShared -RawKeyboard -AcceptSetDesktopSize -SendPrimary=0 -MaxCutText 1048576 "
+    "-desktop Hutch -noreset -s 0 -dpi 96 -depth 24"
 )
 SESSION_OF_THE_OWNER = """
 for session in "$HOME/.config/hutch/desktop" /etc/hutch/desktop-session; do [ -x "$session" ] && exec "$session"; done
@@ -129,7 +130,7 @@ class Desktop(Upkeep[Process]):
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def connect(self, control: bool) -> asyncio.Transport:
-        """A connection to Xvnc that was let in, to control or to look only; nothing more comes before ClientInit is sent to it."""
+        """A connection to Xvnc that was let in, to control or to look only."""
         reader = asyncio.StreamReader()
         try:
             async with asyncio.timeout(ANSWER_LIMIT_SECONDS):

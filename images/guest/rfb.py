@@ -11,7 +11,6 @@ VERSION = b"RFB 003.008\n"
 VNC_AUTHENTICATION = 2
 FILE_KEY = bytes([23, 82, 107, 6, 35, 78, 88, 7])
 """With which every VNC server veils the passwords in its file."""
-SHARED = b"\1"
 
 
 class RfbError(Exception):
@@ -24,7 +23,7 @@ def password_file(full: bytes, view_only: bytes) -> bytes:
 
 
 async def log_in(reader: asyncio.StreamReader, transport: asyncio.WriteTransport, password: bytes) -> None:
-    """Everything up to the ClientInit message, which is the caller's to send when it is ready for what follows."""
+    """Everything up to the ClientInit message, before which nothing more comes: it is the hub's to send."""
     if await reader.readexactly(len(VERSION)) != VERSION:
         raise RfbError("The desktop does not speak the version of VNC that is expected.")
     transport.write(VERSION)

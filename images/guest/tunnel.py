@@ -1,7 +1,7 @@
 """The hub's way to the desktop: one TLS connection for each viewer, beside the requests and on the same port.
 
 It asks for this with the name of the protocol in the handshake (ALPN). The hub sends one line of JSON, the agent answers in
-lines; after ``ready`` the bytes of Xvnc follow, from its ServerInit message on, and nothing of them is looked at here.
+lines; after ``ready`` the hub goes on with RFB's ClientInit message to Xvnc, and nothing of what passes is looked at here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -37,31 +37,20 @@ class Door(asyncio.Protocol):
         protocol.connection_made(transport)
 
 
-class FirstLine(asyncio.Protocol):
-    """Reads one line, and takes nothing more until it is answered."""
+class FirstLine(asyncio.StreamReaderProtocol):
+    """Reads the line that a connection begins with, for whom it is then handed to."""
 
-    def __init__(self, serve: Callable[[FirstLine], Any]) -> None:
+    def __init__(self, serve: Callable[[asyncio.StreamReader, asyncio.Transport], Coroutine[Any, Any, None]]) -> None:
+        # held here: the base class and the loop hold neither of these
+        self._reader = asyncio.StreamReader(limit=LINE_BYTES)
+        self._task: asyncio.Task[None] | None = None
         self._serve = serve
-        self._bytes = b""
-        self.line: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.transport: asyncio.Transport
+        super().__init__(self._reader)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
         assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        # held here: the loop itself does not keep a task alive
-        self._task = asyncio.ensure_future(self._serve(self))
-
-    def data_received(self, data: bytes) -> None:
-        self._bytes += data
-        if self.line.done() or len(self._bytes) > LINE_BYTES:
-            self.transport.abort()
-        elif self._bytes.endswith(b"\n"):
-            self.line.set_result(self._bytes)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.line.done():
-            self.line.set_exception(error or ConnectionError("The hub went away."))
+        self._task = asyncio.create_task(self._serve(self._reader, transport))
 
 
 class End(asyncio.Protocol):
@@ -97,9 +86,7 @@ class Tunnels:
         for transport in [transport for transport, who in self._open.items() if who == user]:
             transport.abort()
 
-    async def serve(self, connection: FirstLine) -> None:
-        hub = connection.transport
-
+    async def serve(self, reader: asyncio.StreamReader, hub: asyncio.Transport) -> None:
         def say(state: str, message: str = "") -> None:
             hub.write(json.dumps({"state": state, "message": message}).encode() + b"\n")
 
@@ -107,7 +94,7 @@ class Tunnels:
             if not identity.is_hub(hub.get_extra_info("peercert")):
                 raise ValueError(f"Only a certificate for the name {identity.HUB_NAME} is served.")
             async with asyncio.timeout(LINE_SECONDS):
-                user, control, screen = parse(await connection.line)
+                user, control, screen = parse(await reader.readuntil())
             if user is None:
                 await self._desktop.set_layout(screen.layout)
                 say("ready")
@@ -121,7 +108,9 @@ class Tunnels:
             say("failed", "The line that says whose desktop connection this is did not come in time.")
         except (ValueError, LaunchError, rfb.RfbError) as error:
             say("failed", str(error))
-        except OSError:
+        except asyncio.LimitOverrunError:
+            say("failed", f"The line must not be longer than {LINE_BYTES} bytes.")
+        except (OSError, EOFError):
             pass
         self._open.pop(hub, None)
         hub.close()
@@ -142,7 +131,6 @@ class Tunnels:
         hub.set_protocol(End(desktop, hub_ended))
         desktop.set_protocol(End(hub, hub.close))
         ready()
-        desktop.write(rfb.SHARED)
 
 
 def parse(line: bytes) -> tuple[str | None, bool, Screen]:

@@ -201,7 +201,10 @@ async def test_a_malformed_first_line_is_refused_with_a_reason(desk, hub_identit
 
 
 async def test_a_first_line_without_end_ends_the_connection(desk, hub_identity):
-    assert await answer_to(desk, hub_identity.client_context(DESKTOP_PROTOCOL), "x" * 5000) == ""
+    assert (
+        await answer_to(desk, hub_identity.client_context(DESKTOP_PROTOCOL), "x" * 9000)
+        == "The line must not be longer than 4096 bytes."
+    )
 
 
 async def test_the_right_authority_with_another_name_is_refused(desk, tmp_path, hub_identity):
