@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, bindparam, select
 from sqlalchemy.orm import Session
 
 from . import queue
+from .database.engine import rows, write
 from .database.tables import (
     Instance,
     InstanceEvent,
@@ -91,17 +92,20 @@ def create(
         ends_at=now() + lifetime if lifetime else None,
     )
     session.add(instance)
-    session.add(InstanceMember(instance_id=instance.id, user_id=owner_id, role=MemberRole.OWNER))
-    session.add_all(InstanceExperiment(instance=instance, experiment_id=name) for name in experiment_ids)
+    write(session, InstanceMember, {"instance_id": instance.id, "user_id": owner_id, "role": MemberRole.OWNER})
+    if experiment_ids:
+        write(session, InstanceExperiment, *({"instance_id": instance.id, "experiment_id": name} for name in experiment_ids))
     record_event(session, instance.id, "created", actor=owner_id, message=f"plan {plan_name or plan_id}")
-    session.flush()
     return instance
+
+
+_OPEN = select(Intent.id).where(Intent.instance_id == bindparam("instance_id"), Intent.outcome.is_(None))
 
 
 def intend(session: Session, instance_id: str, kind: IntentKind, actor: str, reason: str = "") -> Intent:
     """Writes down what is wanted; an older intent that is still open is overtaken by it."""
-    for older in session.scalars(select(Intent).where(Intent.instance_id == instance_id, Intent.outcome.is_(None))):
-        conclude(session, older, Outcome.CANCELLED, message=f"overtaken: {kind} by {actor}")
+    for (older,) in rows(session, _OPEN, {"instance_id": instance_id}).all():
+        conclude(session, session.get_one(Intent, older), Outcome.CANCELLED, message=f"overtaken: {kind} by {actor}")
     intent = Intent(instance_id=instance_id, kind=kind, actor=actor, reason=reason)
     session.add(intent)
     session.flush()
@@ -125,7 +129,7 @@ def conclude_open(session: Session, instance_id: str, kind: IntentKind, outcome:
 
 def record_event(session: Session, instance_id: str, kind: str, **facts: Any) -> None:
     """facts: other columns of InstanceEvent."""
-    session.add(InstanceEvent(instance_id=instance_id, kind=kind, **facts))
+    write(session, InstanceEvent, {"instance_id": instance_id, "kind": kind, **facts})
 
 
 def latest_intent(session: Session, instance_id: str) -> Intent | None:

@@ -27,8 +27,8 @@ from spawner.openstack import OpenStackSpawner
 
 from . import access, firewall_hook, instances, queue, records
 from .authenticator import acting_login
-from .database.engine import DatabaseError, take_turn
-from .database.tables import Instance, Intent, IntentKind, Outcome, now
+from .database.engine import DatabaseError, take_turn, write
+from .database.tables import Instance, InstanceEvent, Intent, IntentKind, Outcome, now
 from .facility import Facility
 from .firewall import Firewall, Subject
 from .services import STEWARD
@@ -384,19 +384,20 @@ class Launching(Spawner):
         if failure and self._by_steward and failure.reason in (Trouble.UNANSWERED, "agent-unreachable"):
             return  # still unknown: the intent stays open, and the steward tries again later
 
-        def write(session: Session) -> None:
+        def conclude(session: Session) -> None:
             intent = session.get_one(Intent, granted.intent_id)
             if failure and failure.reason in queue.SENTENCES and intent.outcome is None:
                 queue.join(session, intent, failure.reason, tried_at=now())
                 return  # it stays open, and is launched again when its turn comes
-            for event in events:
-                facts = {"seconds": event.seconds, "message": event.message, "intent_id": granted.intent_id}
-                instances.record_event(session, granted.instance_id, event.stage, **facts)
+            if events:
+                of = {"instance_id": granted.instance_id, "intent_id": granted.intent_id}
+                told = ({"kind": event.stage, "seconds": event.seconds, "message": event.message} for event in events)
+                write(session, InstanceEvent, *(of | one for one in told))
             if intent.outcome is None:
                 words = {"stage": failure.stage, "message": failure.message, "detail": failure.detail} if failure else {}
                 instances.conclude(session, intent, outcome, **words)
 
-        await self._record("the end of a launch", write)
+        await self._record("the end of a launch", conclude)
 
     # --- stop, found stopped, renamed, deleted
 

@@ -14,13 +14,14 @@ from datetime import datetime, timedelta
 from random import Random
 from statistics import median
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from . import notices
 from .access import PlanOffer
 from .capacity import CAPACITY, QUOTA, Room, Verdict, verdict, with_one_more
 from .capacity import rooms as rooms_of
+from .database.engine import rows
 from .database.tables import Instance, InstanceEvent, Intent, LaunchWait, Outcome, Plan, User, now
 
 # what each instance that somebody has, or waits for already, sets them back in the queue
@@ -154,9 +155,12 @@ WAITING = (
 )
 
 
+_SINCE = select(LaunchWait.since).where(LaunchWait.intent_id == bindparam("intent_id"))
+
+
 def waiting(session: Session) -> list[Waiting]:
     """All who wait, in their order."""
-    return in_order(Waiting(*row) for row in session.execute(WAITING))
+    return in_order(Waiting(*row) for row in rows(session, WAITING))
 
 
 def join_behind(session: Session, intent: Intent) -> bool:
@@ -196,11 +200,11 @@ def open_wait(session: Session, instance_id: str) -> Intent | None:
 
 def leave(session: Session, intent: Intent) -> None:
     """An intent is concluded: if it waited, that is over, and its owner is told what came of it. Its lifetime begins only now."""
-    wait = session.get(LaunchWait, intent.id)
-    if wait is None:
+    since = rows(session, _SINCE, {"intent_id": intent.id}).scalar()
+    if since is None:
         return
-    session.delete(wait)
-    instance, length = session.get_one(Instance, intent.instance_id), now() - wait.since
+    session.execute(delete(LaunchWait).where(LaunchWait.intent_id == intent.id))
+    instance, length = session.get_one(Instance, intent.instance_id), now() - since
     if intent.outcome == Outcome.DONE:
         facts = {"intent_id": intent.id, "seconds": length.total_seconds()}
         session.add(InstanceEvent(instance_id=instance.id, kind=WAITED, **facts))

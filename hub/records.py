@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import CursorResult, Select, Text, bindparam, cast, func, literal, null, select, true, union_all
+from sqlalchemy import Select, Text, bindparam, cast, func, literal, null, select, true, union_all
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from .access import Consent, Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, quota
+from .database.engine import rows
 from .database.tables import (
     Experiment,
     ExperimentMember,
@@ -45,7 +46,9 @@ _GRANTS = union_all(
     _granted("group", UserGroup, UserGroup.group, UserGroup.expires_at),
     _granted("instrument", InstrumentScientist, InstrumentScientist.instrument_id, null()),
 ).subquery()
-PERSON = select(User, _GRANTS.c.kind, _GRANTS.c.name, _GRANTS.c.expires_at).outerjoin(_GRANTS, true()).where(*_IS_THIS)
+_QUOTAS = User.instances_allotted, User.instance_quota, User.core_quota
+_WHO = User.id, User.login, User.given_name, User.family_name, *_QUOTAS
+PERSON = select(*_WHO, _GRANTS.c.kind, _GRANTS.c.name, _GRANTS.c.expires_at).outerjoin(_GRANTS, true()).where(*_IS_THIS)
 
 _IS_MEMBER = (
     (ExperimentMember.experiment_id == Experiment.id)
@@ -117,16 +120,16 @@ CONSENT = (
 
 def find_person(session: Session, login: str, terms: Terms) -> Person | None:
     """The person who signs on as `login`, or None when the facility does not know them (any more)."""
-    rows = session.execute(PERSON, {"login": login}).all()
-    if not rows:
+    found = rows(session, PERSON, {"login": login}).all()
+    if not found:
         return None
-    user = rows[0][0]
-    held = [Grant(kind, name, expires_at) for _, kind, name, expires_at in rows if kind]
+    user_id, login, given_name, family_name, allotted, instances, cores, *_ = found[0]
+    held = [Grant(kind, name, expires_at) for *_, kind, name, expires_at in found if kind]
     roles, groups, instruments = (holding(held, kind, terms.at) for kind in ("role", "group", "instrument"))
-    own = Quota(user.instance_quota, user.core_quota)
-    allowed = quota(terms, roles | groups, allotted=user.instances_allotted, own=own)
+    allowed = quota(terms, roles | groups, allotted=allotted, own=Quota(instances, cores))
     assert allowed.instances is not None and allowed.cores is not None
-    return Person(user.id, user.login, user.name, roles, groups, instruments, allowed.instances, allowed.cores)
+    name = f"{given_name} {family_name}".strip()
+    return Person(user_id, login, name, roles, groups, instruments, allowed.instances, allowed.cores)
 
 
 def experiments_of(session: Session, user_id: str, also: Collection[str] = ()) -> list[Visit]:
@@ -142,7 +145,7 @@ def experiments_named(session: Session, ids: Iterable[str], user_id: str) -> lis
 def _visits(session: Session, query: Select, user_id: str, **values: Any) -> list[Visit]:
     return [
         Visit(name, proposal, instrument, title, where, starts_at, ends_at, {user_id: role} if role else {}, public_at, bool(gone))
-        for name, proposal, instrument, title, where, starts_at, ends_at, role, public_at, gone in _rows(
+        for name, proposal, instrument, title, where, starts_at, ends_at, role, public_at, gone in rows(
             session, query, values | {"user_id": user_id}
         )
     ]
@@ -188,28 +191,23 @@ def find_plan(session: Session, plan_id: str) -> PlanOffer | None:
 
 
 def _offers(session: Session, query: Select, **values: Any) -> Sequence[PlanOffer]:
-    rows = tuple(map(tuple, _rows(session, query, values)))
-    limited = any("instruments" in limits for *_, limits, _, _ in rows)
-    return _read(rows, tuple(map(tuple, _rows(session, INSTRUMENTS))) if limited else ())
+    found = tuple(map(tuple, rows(session, query, values)))
+    limited = any("instruments" in limits for *_, limits, _, _ in found)
+    return _read(found, tuple(map(tuple, rows(session, INSTRUMENTS))) if limited else ())
 
 
 @lru_cache(100)
-def _read(rows: tuple[tuple, ...], instruments: tuple[tuple[str, str], ...]) -> Sequence[PlanOffer]:
+def _read(plans: tuple[tuple, ...], instruments: tuple[tuple[str, str], ...]) -> Sequence[PlanOffer]:
     names = dict(instruments)
     return tuple(
         PlanOffer(*facts, tuple(map(Limit.read, json.loads(limits))), json.loads(days), names, tuple(json.loads(places)))  # type: ignore[call-arg]
-        for *facts, limits, days, places in rows
+        for *facts, limits, days, places in plans
     )
-
-
-def _rows(session: Session, query: Select, values: Mapping[str, Any] | None = None) -> CursorResult:
-    """Of the facility's own records, which nothing here writes; rows by way of the session cost twice as much."""
-    return session.connection().execute(query, values)
 
 
 def find_usage(session: Session, user_id: str) -> Usage:
     """What the person's instances take, but for those marked for deletion; and the plan of their newest one."""
-    count, cores, last_plan = session.execute(USAGE, {"user_id": user_id}).one()
+    count, cores, last_plan = rows(session, USAGE, {"user_id": user_id}).one()
     return Usage(count, int(cores), last_plan or "")
 
 

@@ -124,6 +124,7 @@ class Cloud:
         self._new_threads = lambda: ThreadPoolExecutor(threads, thread_name_prefix=f"cloud-{cloud}")
         self._threads, self._slots = self._new_threads(), asyncio.Semaphore(threads)
         self._catalogue: dict[tuple[str, str], tuple[float, str]] = {}
+        self._addresses: dict[str, tuple[float, str | None]] = {}
         self._connecting = asyncio.Lock()
         self.label = f"{cloud}/{region}" if region else cloud
         self._breaker = Breaker(self.label)
@@ -196,10 +197,19 @@ class Cloud:
                     raise cloud_error(error, asked) from error
 
     def _compute(self, method: str, path: str, body: Any = None) -> Any:
-        return _answer(self._connection.compute.request(path, method, json=body, microversion=builders.NOVA_MICROVERSION))
+        return self._request("compute", method, path, body, microversion=builders.NOVA_MICROVERSION)
 
     def _network(self, method: str, path: str, body: Any = None) -> Any:
-        return _answer(self._connection.network.request(path, method, json=body))
+        return self._request("network", method, path, body)
+
+    def _request(self, service: str, method: str, path: str, body: Any, **options: Any) -> Any:
+        """At the address that the catalog has: looked up for each call, it takes as long as the call."""
+        proxy = getattr(self._connection, service)
+        at, address = self._addresses.get(service, (0.0, None))
+        if address is None or time.monotonic() - at > CATALOGUE_SECONDS:
+            address = proxy.get_endpoint()
+            self._addresses[service] = (time.monotonic(), address)
+        return _answer(proxy.request(path, method, json=body, endpoint_override=address, **options))
 
     # --- servers
 

@@ -7,6 +7,7 @@ writers wait for each other. Whoever must read, decide and write without anybody
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session, sessionmaker
@@ -64,6 +65,18 @@ def open_database(url: str) -> Engine:
 def sessions(engine: Engine) -> sessionmaker[Session]:
     """Objects stay readable after the commit, so that they can be handed out of a session."""
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def rows(session: Session, query: Executable, values: Mapping[str, Any] | None = None) -> Any:
+    """The answer to a query for columns; by way of the session, which looks for objects in each row, it costs twice as much."""
+    session.flush()
+    return session.connection().execute(query, values)
+
+
+def write(session: Session, table: type[Base], *values: dict[str, Any]) -> None:
+    """New rows that nobody wants back as objects, which cost several times as much. All have the same columns."""
+    session.flush()
+    session.connection().execute(insert(table), values)
 
 
 def take_turn(work: Connection | Session) -> None:
