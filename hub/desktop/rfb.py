@@ -249,7 +249,7 @@ class ClientStream:
         if action & CAPS:
             return self._clipboard_caps(flags, body)
         if action == PROVIDE:
-            unpacks = _unpacks_within(self._longest_clipboard, body[4:])
+            unpacks = _unpacks_within(self._longest_clipboard, flags, body[4:])
             return self._allowed(Right.CLIPBOARD_IN if unpacks else None, _extended_clipboard(flags, body[4:]))
         if action not in (REQUEST, PEEK, NOTIFY) or len(body) != 4:
             raise ProtocolError("a clipboard message that is not one")
@@ -289,11 +289,19 @@ class ClientStream:
         return message and self._allowed(Right.RESIZE, message)
 
 
-def _unpacks_within(limit: int, packed: bytes) -> bool:
+def _unpacks_within(limit: int, flags: int, packed: bytes) -> bool:
+    """Whether a clipboard is not too long once unpacked. It must be whole: of some others TigerVNC does not find the end."""
     try:
-        return len(zlib.decompressobj().decompress(packed, limit + 1)) <= limit
-    except zlib.error as problem:
+        unpacked, end = zlib.decompressobj().decompress(packed, limit + 1), 0
+        for _ in range((flags & FORMATS).bit_count()):
+            end += 4 + struct.unpack_from(">I", unpacked, end)[0]
+            if end > limit:
+                return False
+    except (zlib.error, struct.error) as problem:
         raise ProtocolError("a clipboard that does not unpack") from problem
+    if not flags & FORMATS or end != len(unpacked):
+        raise ProtocolError("a clipboard of other lengths than it says")
+    return True
 
 
 def _set_encodings(encodings: list[int]) -> bytes:

@@ -54,6 +54,12 @@ def provide(text: bytes) -> bytes:
     return clipboard(PROVIDE | TEXT, zlib.compress(struct.pack(">I", len(text)) + text))
 
 
+def flushed(data: bytes) -> bytes:
+    """Packed, with more that might follow."""
+    packer = zlib.compressobj()
+    return packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH)
+
+
 def desktop_size(width: int, height: int, screens: int = 1) -> bytes:
     screen = struct.pack(">IHHHHI", 0, 0, 0, width, height, 0)
     return struct.pack(">BxHHBx", 251, width, height, screens) + screen * screens
@@ -82,6 +88,10 @@ MESSAGES = {
     "text": (cut_text(b"copied"), Right.CLIPBOARD_IN),
     "empty text": (cut_text(b""), Right.CLIPBOARD_IN),
     "clipboard provided": (provide(b"gr\xc3\xbcn\0"), Right.CLIPBOARD_IN),
+    "clipboard provided, as noVNC packs it": (
+        clipboard(PROVIDE | TEXT, flushed(bytes((0, 0, 0, 4)) + b"abc\0")),
+        Right.CLIPBOARD_IN,
+    ),
     "clipboard announced": (clipboard(NOTIFY | TEXT), Right.CLIPBOARD_IN),
     "clipboard emptied": (clipboard(NOTIFY), Right.CLIPBOARD_IN),
     "clipboard requested": (clipboard(REQUEST | TEXT), Right.CLIPBOARD_OUT),
@@ -176,6 +186,10 @@ MALFORMED = {
     "a key behind a peek": clipboard(PEEK, key()),
     "a key behind abilities": clipboard(CAPS | PROVIDE | TEXT, bytes(4) + key()),
     "abilities cut short": clipboard(CAPS | PROVIDE | TEXT),
+    "a clipboard of nothing": clipboard(PROVIDE, zlib.compress(b"")),
+    "a clipboard without its length": clipboard(PROVIDE | TEXT, zlib.compress(b"\0\0")),
+    "a clipboard shorter than it says": clipboard(PROVIDE | TEXT, zlib.compress(bytes((0, 0, 0, 9)) + b"short")),
+    "a clipboard longer than it says": clipboard(PROVIDE | TEXT, zlib.compress(bytes((0, 0, 0, 1)) + b"long")),
     "a clipboard that does not unpack": clipboard(PROVIDE | TEXT, b"not zlib"),
 }
 
