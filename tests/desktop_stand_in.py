@@ -70,7 +70,7 @@ class StandIn:
 
     async def page(self, _request: web.Request) -> web.Response:
         asked: Any = SimpleNamespace(state=SimpleNamespace(), method="GET", url=SimpleNamespace(path="/"))
-        facts = {"id": "1", "title": "Perovskite films under load", "back": "/", "thumbnails": False}
+        facts = {"id": "1", "title": "Perovskite films under load", "back": "/", "mine": True, "thumbnails": False}
         text = self.pages.fragment(asked, "desktop.html", layouts=LAYOUTS, clipboard_limit=CLIPBOARD_BYTES, **facts)
         return web.Response(text=text, content_type="text/html", headers=HEADERS)
 

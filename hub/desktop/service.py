@@ -386,6 +386,9 @@ class Guest:
             if message.get("do") in SUPPORT_VERBS:
                 self.relay.later(self._answer_support(_support(message)))
                 return
+            if message.get("do") == "layout":
+                self.relay.later(self._set_layout(self.desktop, str(message.get("layout"))))
+                return
             said = self.desktop.room.hear(self.person.id, message, now())
         except (ValueError, TypeError) as error:
             self.connection.end(MALFORMED, {"do": "end", "rule": "malformed", "text": str(error)})
@@ -395,6 +398,16 @@ class Guest:
                 if guest.person.id == one.to:
                     guest.connection.tell({"do": "say", "text": one.text})
         self.relay.judge(self.desktop)
+
+    async def _set_layout(self, desktop: Desktop, layout: str) -> None:
+        """The keyboard of the desktop becomes that of who drives it."""
+        if Right.KEYBOARD not in self.right or not desktop.where or not LAYOUT.fullmatch(layout):
+            return
+        self.layout = layout
+        try:
+            await self.relay.agents.set_layout(desktop.where.address, desktop.where.fingerprint, layout)
+        except AgentError as error:
+            self.connection.tell({"do": "say", "text": str(error)})
 
     async def _answer_support(self, work: Callable[..., Any]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The page of an instance's desktop, for its owner, its members and support; and the keyboard layout that it types with."""
+"""The page of an instance's desktop, for its owner, its members and support; and the keyboard layouts that it offers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from ..access import Action, Decision
 from ..database.tables import Instance
-from ..desktop.support import may_come
+from ..desktop.support import CAN_ASK, may_come
 from ..records import find_place
-from . import pages
-from .desk import AtDesk, Desk
+from .desk import AtDesk
+from .pages import instance_path
 from .rooms import seen_instance
 
 routes = APIRouter()
@@ -57,22 +57,22 @@ CODES = frozenset(layout.code for layout in LAYOUTS)
 
 @routes.get("/instances/{instance_id}/desktop")
 async def desktop(desk: AtDesk, instance_id: str) -> HTMLResponse:
-    instance, decision = await desk.run(_asked, desk, instance_id, Action.WATCH)
+    def asked(session: Session) -> tuple[Instance, Decision]:
+        instance = seen_instance(session, desk, instance_id)
+        return instance, may_come(desk.person, find_place(session, instance, desk.person, desk.terms), Action.WATCH, desk.terms)
+
+    instance, decision = await desk.run(asked)
     if not decision:
-        return desk.page("no_desktop.html", status=403, instance=instance, decision=decision)
+        can_ask = decision.rule in CAN_ASK
+        return desk.page("no_desktop.html", status=403, instance=instance, decision=decision, can_ask=can_ask)
     mine = instance.owner_id == desk.person.id
     return desk.page(
         "desktop.html",
         id=instance.id,
         title=instance.display_name,
-        back=desk.pages.base + (pages.instance_path(instance.server_name) if mine else ""),
+        back=desk.pages.base + (instance_path(instance.server_name) if mine else ""),
+        mine=mine,
         thumbnails=mine and instance.thumbnails,
         layouts=LAYOUTS,
         clipboard_limit=CLIPBOARD_BYTES,
     )
-
-
-def _asked(session: Session, desk: Desk, instance_id: str, action: Action) -> tuple[Instance, Decision]:
-    """404 for those to whom a refusal would reveal that it exists."""
-    instance = seen_instance(session, desk, instance_id)
-    return instance, may_come(desk.person, find_place(session, instance, desk.person, desk.terms), action, desk.terms)
