@@ -29,7 +29,7 @@ from hub.instances import record_event
 LAUNCH_MS, SHOWN_MS = 90_000, 30_000
 # xterm's own red, green and blue, and the escape sequences for them
 COLOURS = {"red": ((205, 0, 0), 41), "green": ((0, 205, 0), 42), "blue": ((0, 0, 238), 44)}
-SESSION = "#!/bin/sh\nexec xterm -fullscreen -fa monospace -fs 10 -e env PS1=: sh\n"
+SESSION = "#!/bin/sh\nexec xterm -geometry 400x120+0+0 -fa monospace -fs 10 -e env PS1=: sh\n"
 
 
 @dataclass
@@ -108,7 +108,7 @@ def watches(page: Page) -> None:
 def paint(page: Page, colour: str) -> None:
     """Types what fills the terminal with a colour."""
     page.locator("#stage canvas").last.focus()
-    page.keyboard.type(f"printf '\\033[{COLOURS[colour][1]}m\\033[2J'")
+    page.keyboard.type(f"printf '\\033[{COLOURS[colour][1]}m'; clear")
     page.keyboard.press("Enter")
 
 

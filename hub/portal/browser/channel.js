@@ -1,7 +1,7 @@
 // One WebSocket carries the room (text, JSON) and the desktop (binary, RFB). It comes back by itself when it breaks.
 
 const FIRST_PAUSE_SECONDS = 0.5;
-const LONGEST_PAUSE_SECONDS = 15;
+const LONGEST_PAUSE_SECONDS = 5;
 const TOO_SLOW = 4408;
 // with these the desktop is over for this person; coming back would change nothing
 const FINAL = new Set([4400, 4403]);
@@ -28,7 +28,8 @@ class Pipe {
   close() {
     if (this.readyState === "closed") return;
     this.readyState = "closed";
-    this.onclose?.({});
+    // not at once: noVNC expects it after its own closing
+    queueMicrotask(() => this.onclose?.({}));
   }
 }
 
