@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from running_hub import free_port
+
 from hub.configuration import Hutch
 from hub.portal.desktop import CLIPBOARD_BYTES, LAYOUTS
 from hub.portal.guard import HEADERS
@@ -55,9 +57,19 @@ class StandIn:
         self.room: dict[str, Any] = {"you": "1", "people": [ME], "driver": "1", "asking": [], "locked": False, "owner_here": True}
         self.room |= {"support": [], "may": ["release"]}
         self.pages = Pages(Hutch(), "/")
+        self.loop: asyncio.AbstractEventLoop
         self.heard: list[dict[str, Any]] = []
         self.open: set[web.WebSocketResponse] = set()
         self.numbers = itertools.count(1)
+
+    def say(self, message: dict[str, Any] | None) -> None:
+        """To the pages that are open; None cuts them off."""
+
+        async def said() -> None:
+            for channel in list(self.open):
+                await (channel.send_json(message) if message else channel.close(code=1012))
+
+        asyncio.run_coroutine_threadsafe(said(), self.loop).result()
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 20)
@@ -123,11 +135,31 @@ def set_layout(display: str, layout: str) -> None:
     subprocess.run(["setxkbmap", "-display", display, "-layout", layout], check=True)
 
 
+@contextmanager
+def shown(folder: Path) -> Iterator[tuple[StandIn, str]]:
+    """A desktop with nothing on it, and the address of its page."""
+    with xvnc(folder) as (socket, display):
+        stand_in, loop, port = StandIn(socket, display), asyncio.new_event_loop(), free_port()
+        stand_in.loop = loop
+        runner = web.AppRunner(stand_in.app(), shutdown_timeout=0)
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+
+        async def serve() -> None:
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+
+        asyncio.run_coroutine_threadsafe(serve(), loop).result()
+        yield stand_in, f"http://127.0.0.1:{port}/"
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, xvnc(Path(folder)) as (socket, display):
-        subprocess.Popen(["xterm", "-display", display, "-fa", "monospace", "-fs", "12", "-geometry", "100x30+40+40"])
-        print(f"DISPLAY={display}")
-        web.run_app(StandIn(socket, display).app(), host="127.0.0.1", port=int(os.environ.get("PORT", "8177")))
+    with tempfile.TemporaryDirectory() as folder, shown(Path(folder)) as (stand_in, url):
+        print(f"{url} DISPLAY={stand_in.display}", flush=True)
+        subprocess.run(["xterm", "-display", stand_in.display, "-fa", "monospace", "-geometry", "100x30+40+40"])
 
 
 if __name__ == "__main__":

@@ -6,22 +6,19 @@ that server's layout what they mean, dead keys, AltGr and Caps Lock as well.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import browser
 import pytest
-from aiohttp import web
-from desktop_stand_in import StandIn, set_layout, xvnc
+from desktop_stand_in import StandIn, set_layout, shown, xvnc
 from playwright.sync_api import Page, expect, sync_playwright
-from running_hub import free_port, until
+from running_hub import until
 from Xlib import X
 from Xlib.display import Display
 from Xlib.ext import xtest
@@ -148,36 +145,21 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
         if not shutil.which(program):
             pytest.skip(f"{program} is missing: tools/setup --test installs it")
     near, far = tmp_path_factory.mktemp("near"), tmp_path_factory.mktemp("far")
-    with xvnc(near) as (_, screen), xvnc(far) as (socket, desktop), (far / "heard").open("wb") as heard:
-        environment = {**os.environ, "DISPLAY": desktop, "LC_ALL": "C.UTF-8"}
+    with xvnc(near) as (_, screen), shown(far) as (stand_in, url), (far / "heard").open("wb") as heard:
+        environment = {**os.environ, "DISPLAY": stand_in.display, "LC_ALL": "C.UTF-8"}
         listener = subprocess.Popen(["xev", "-geometry", "1024x640+0+0", "-event", "keyboard"], env=environment, stdout=heard)
-        stand_in, port = StandIn(socket, desktop), free_port()
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=_serve, args=(loop, stand_in, port))
-        thread.start()
-        arguments = [one for one in browser.ARGUMENTS if one != "--headless"] + ["--kiosk", f"--app=http://127.0.0.1:{port}/"]
+        arguments = [one for one in browser.ARGUMENTS if one != "--headless"] + ["--kiosk", f"--app={url}"]
         with sync_playwright() as playwright:
             running = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), headless=False, args=arguments, env={**os.environ, "DISPLAY": screen}
             )
             page = running.new_context(no_viewport=True).new_page()
-            page.goto(f"http://127.0.0.1:{port}/")
+            page.goto(url)
             expect(page.locator("body")).to_have_attribute("data-connection", "open")
             yield Person(Display(screen), screen, page, stand_in, far / "heard")
             running.close()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
         listener.terminate()
         listener.wait()
-
-
-def _serve(loop: asyncio.AbstractEventLoop, stand_in: StandIn, port: int) -> None:
-    asyncio.set_event_loop(loop)
-    runner = web.AppRunner(stand_in.app(), shutdown_timeout=0)
-    loop.run_until_complete(runner.setup())
-    loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", port).start())
-    loop.run_forever()
-    loop.run_until_complete(runner.cleanup())
 
 
 @pytest.mark.parametrize("layout", TABLES)
