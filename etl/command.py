@@ -27,11 +27,6 @@ Name = Annotated[str, typer.Argument(help="The source: its file in sources_dir, 
 AllowRemovals = Annotated[bool, typer.Option("--allow-removals", help="Let any number of records end.")]
 
 
-@app.callback()
-def _room() -> None:
-    """Load facility records from their sources."""
-
-
 # --- loading
 
 
@@ -209,8 +204,6 @@ def serve() -> None:
 def token(source: Annotated[str, typer.Argument(help="The source that may be pushed to with it.")]) -> None:
     """Make a token for pushing to a source, and print it: it is kept nowhere. To take it back, delete its line in SOURCE.tokens."""
     from etl.push import new_token
-    from etl.source import open_source
 
-    folder = _folder()
-    open_source(folder, source)
-    typer.echo(new_token(folder / f"{source}.tokens"))
+    _opened(source)
+    typer.echo(new_token(_folder() / f"{source}.tokens"))

@@ -24,10 +24,6 @@ class Metrics(Collector):
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
-    def describe(self) -> list[Metric]:
-        # else the registry would ask the database for it
-        return []
-
     def freshness(self) -> dict[tuple[str, str], float]:
         """{(source, kind of run): seconds since the end of the last one that was done}."""
         last = select(EtlRun.source, EtlRun.kind, func.max(EtlRun.finished_at)).where(EtlRun.outcome == "done")

@@ -144,11 +144,9 @@ class LinkError(HutchError):
 def suggested(engine: Engine, source: str) -> list[tuple[str, ...]]:
     """Person, user, login, name and reason."""
     row = IdentitySuggestion
-    query = select(row.subject, row.user_id, User.login, User.given_name + " " + User.family_name, row.reason)
+    query = select(row.subject, row.user_id, User.login, User.given_name + " " + User.family_name, row.reason).join(User)
     with engine.connect() as connection:
-        return [
-            tuple(one) for one in connection.execute(query.join(User).where(row.issuer == issuer_of(source)).order_by(row.subject))
-        ]
+        return [tuple(one) for one in connection.execute(query.where(row.issuer == issuer_of(source)).order_by(row.subject))]
 
 
 def confirm(engine: Engine, source: str, person: str, user: str) -> str:

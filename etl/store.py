@@ -6,7 +6,6 @@ All within the caller's transaction. Moments cross as text in UTC, which both un
 # ruff: noqa: S608 -- names are those of our tables, and no value of a source is ever in a statement
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -103,24 +102,23 @@ def insert(connection: Connection, table: str, frame: pl.DataFrame, *, frozen: b
     """Add the rows; columns that the frame lacks get the table's default. frozen: as in_bulk says."""
     if not frame.height:
         return
-    plain = frame.with_columns(
-        pl.col(name).dt.strftime("%Y-%m-%d %H:%M:%S%.6f") for name, dtype in frame.schema.items() if dtype == TIME
-    )
     into = f'"{table}" ({_list(frame.columns)})'
     if not _is_postgresql(connection):
-        connection.exec_driver_sql(f"INSERT INTO {into} VALUES ({_list(frame.columns, '?')})", plain.rows())
+        connection.exec_driver_sql(f"INSERT INTO {into} VALUES ({_list(frame.columns, '?')})", _plain(frame).rows())
         return
     driver: Any = connection.connection.dbapi_connection
     statement = f"COPY {into} FROM STDIN (FORMAT csv{', FREEZE' if frozen else ''})"
     with ThreadPoolExecutor(1) as ahead, driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for part in ahead.map(_csv, plain.iter_slices(ROWS_AT_ONCE)):
+        for part in ahead.map(_csv, frame.iter_slices(ROWS_AT_ONCE)):
             copy.write(part)
 
 
+def _plain(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col(TIME).dt.strftime("%Y-%m-%d %H:%M:%S%.6f"))
+
+
 def _csv(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_csv(buffer, include_header=False)
-    return buffer.getvalue()
+    return _plain(frame).write_csv(include_header=False).encode()
 
 
 def merge(connection: Connection, shape: Shape, frame: pl.DataFrame, run_id: int | None = None) -> None:

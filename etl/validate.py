@@ -119,7 +119,8 @@ class Sieve:
         rest = held.filter(~stays).rename({name: self.held_as(name) for name in values})
         needed = [name for name in self.fresh.columns if name not in values or name in {*self.shape.references, *self.shape.json}]
         self.same, self.fresh = self.fresh.select(needed).filter(is_same), self.fresh.filter(~is_same)
-        self._unmet = rest.join(self.fresh, on=key, how="anti")
+        # by way of those that are named, because looking a few up among many takes longer than many among a few
+        self._unmet = rest.join(self.fresh.join(rest, on=key, how="semi"), on=key, how="anti")
         self.fresh = self.fresh.join(rest, on=key, how="left", maintain_order="left")
         if self.shape.name in BY_HAND:
             self.fresh = self.fresh.filter(pl.col(SOURCE).ne_missing(pl.lit("")))

@@ -27,256 +27,184 @@ class ConfigurationError(HutchError):
 
 
 class Hutch(Configurable):
-    """The settings of one deployment."""
+    """The settings of one deployment, as in `c.Hutch.facility_name = "Nordhavn"`.
 
-    facility_name = Unicode(
-        "Example Facility",
-        help="""
-        Name the facility, as users read it in titles and mails.
+    What is set in code here is the default. A relative path counts from the folder of jupyterhub_config.py.
+    """
 
-        Default: "Example Facility".
-        """,
-    ).tag(config=True)
-
+    facility_name = Unicode("Example Facility", config=True, help="Name the facility, as users read it in titles and mails.")
     contact = Unicode(
-        "",
+        config=True,
         help="""
-        Say whom users should ask when something fails: an address or a short phrase.
-
-        Default: empty, and messages then name nobody. Example::
+        Say whom users should ask when something fails: an address or a short phrase. Default: empty, and messages then name nobody.
+        Example::
 
             c.Hutch.contact = "scientific-computing@facility.example"
         """,
-    ).tag(config=True)
-
+    )
     state_dir = Unicode(
-        ".hutch",
-        help="""
-        Keep what Hutch writes (database, keys, logs) in this folder, made when it is first needed.
-
-        Default: `.hutch`. A relative path counts from the folder of jupyterhub_config.py.
-        """,
-    ).tag(config=True)
-
+        ".hutch", config=True, help="Keep what Hutch writes (database, keys, logs) in this folder, made when it is first needed."
+    )
     database_url = Unicode(
+        config=True,
         help="""
-        Store Hutch's records in this database, an SQLAlchemy URL.
+        Store Hutch's records in this database, an SQLAlchemy URL. Default: SQLite, in `hutch.sqlite` in the state_dir.
 
-        Default: SQLite, in `hutch.sqlite` in the state_dir. PostgreSQL takes its password from a file (`~/.pgpass`)
-        rather than from this URL, and needs the package `psycopg`. Example::
+        PostgreSQL takes its password from a file (`~/.pgpass`) rather than from this URL, and needs the package `psycopg`::
 
             c.Hutch.database_url = "postgresql://hutch@db.facility.example/hutch"
         """,
-    ).tag(config=True)
-
+    )
     sources_dir = Unicode(
-        "sources",
-        help="""
-        Read the sources of facility records from this folder, one file `<name>.toml` for each.
-
-        Default: `sources`. A relative path counts from the folder of jupyterhub_config.py.
-        """,
-    ).tag(config=True)
-
+        "sources", config=True, help="Read the sources of facility records from this folder, one file `<name>.toml` for each."
+    )
     etl_url = Unicode(
         "http://127.0.0.1:9581",
+        config=True,
         help="""
         Let `hutch etl serve` listen here, for batches that user offices push, and for /health and /metrics.
 
-        Default: only for this machine. An address for others must be https, with an `etl_certificate`. Example::
+        By default it does so only for this machine. An address for others must be https, with an `etl_certificate`. Example::
 
             c.Hutch.etl_url = "https://0.0.0.0:9581"
         """,
-    ).tag(config=True)
-
+    )
     etl_certificate = Unicode(
-        "",
-        help="""
-        Show this certificate, with its chain and key in one PEM file, to those who push.
-
-        Default: empty, none. A relative path counts from the folder of jupyterhub_config.py.
-        """,
-    ).tag(config=True)
-
+        config=True, help="Show this certificate, with its chain and key in one PEM file, to those who push. Default: empty, none."
+    )
     etl_client_ca = Unicode(
-        "",
+        config=True,
         help="""
         Accept client certificates that the authorities in this PEM file signed; each source lists its `subjects`.
-
-        Default: empty, and only tokens are accepted. A relative path counts from the folder of jupyterhub_config.py.
+        Default: empty, and only tokens are accepted.
         """,
-    ).tag(config=True)
-
+    )
     push_limit_mb = Int(
-        64,
-        min=1,
-        help="""
-        Take at most this many megabytes in one push, counted when it is unpacked.
-
-        Default: 64, some 300,000 rows.
-        """,
-    ).tag(config=True)
-
+        64, min=1, config=True, help="Take at most this many megabytes in one push, unpacked. Some 300,000 rows have 64."
+    )
     portal_port = Int(
         9580,
         min=1,
         max=65535,
-        help="""
-        Let the portal listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it.
-
-        Default: 9580.
-        """,
-    ).tag(config=True)
-
+        config=True,
+        help="Let the portal listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it.",
+    )
     desktop_relays = Int(
         1,
         min=0,
         max=64,
+        config=True,
         help="""
-        Run this many processes that carry desktops between browsers and instances; each has the instances of its own.
-
-        Default: 1. Each uses one core at most. 0 means that there are no desktops.
+        Run this many processes that carry desktops between browsers and instances; each has the instances of its own, and uses one
+        core at most. 0 means that there are no desktops.
         """,
-    ).tag(config=True)
-
+    )
     desktop_port = Int(
         9590,
         min=1,
         max=65472,
-        help="""
-        Let the first of them listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it, the others on those after it.
-
-        Default: 9590.
-        """,
-    ).tag(config=True)
-
+        config=True,
+        help="Let the first of them listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it; the others follow it.",
+    )
     default_quota = Int(
         2,
         min=-1,
+        config=True,
         help="""
         Allow each user this many instances at a time, unless their roles, the source or an admin say another number.
-
-        Default: 2. -1 means without limit, 0 none at all.
+        -1 means without limit, 0 none at all.
         """,
-    ).tag(config=True)
-
+    )
     default_core_quota = Int(
         -1,
         min=-1,
+        config=True,
         help="""
         Allow the instances of each user this many cores together, unless their roles or an admin say another number.
-
-        Default: -1, without limit.
+        -1 means without limit.
         """,
-    ).tag(config=True)
-
+    )
     role_quotas = Dict(
         value_trait=Dict(value_trait=Int(min=-1), key_trait=Enum(["instances", "cores"])),
+        config=True,
         help="""
-        Allow more to those with a role, or in a group: {name: {"instances": count, "cores": count}}.
+        Allow more to those with a role, or in a group: {name: {"instances": count, "cores": count}}. Default: none.
 
-        Default: none. The most generous of what a person holds counts, the defaults among them; -1 means without limit.
-        What the source allots a person comes before it, and what an admin set for them before all. Example::
+        The most generous of what a person holds counts, the defaults among them; -1 means without limit. What the source allots a
+        person comes before it, and what an admin set for them before all. Example::
 
             c.Hutch.role_quotas = {"staff": {"instances": 5, "cores": 64}, "admin": {"instances": -1}}
         """,
-    ).tag(config=True)
-
+    )
     support_window_days = Float(
-        7,
-        min=0,
-        help="""
-        Let instrument control support the instances of experiments that run within this many days before or after now.
-
-        Default: 7.
-        """,
-    ).tag(config=True)
-
+        7, min=0, config=True, help="Let instrument control support instances of experiments that run within so many days of now."
+    )
     include_open_data = Bool(
-        False,
+        config=True,
         help="""
         Let everybody launch for experiments whose embargo is over (the proposal's `public_at`), as if they were members.
-
         Default: False, and only members may.
         """,
-    ).tag(config=True)
-
-    lifetime_days = Float(
-        14,
-        min=0,
-        help="""
-        Let an instance live this many days from its creation.
-
-        Default: 14. 0 means that instances have no end.
-        """,
-    ).tag(config=True)
-
+    )
+    lifetime_days = Float(14, min=0, config=True, help="Let an instance live this many days from its creation. 0 = without end.")
     invitations = Bool(
-        False,
+        config=True,
         help="""
         Let owners make links by which others become members of an instance, if its experiments are theirs too.
-
         Default: False, and owners add people by name.
         """,
-    ).tag(config=True)
-
+    )
     delete_grace_days = Float(
         7,
         min=0,
+        config=True,
         help="""
         Keep a deleted instance this many days before its server and disk go, so that its owner can restore it.
-
-        Default: 7. 0 means that the steward removes it at its next pass.
+        0 means that the steward removes it at its next pass.
         """,
-    ).tag(config=True)
-
+    )
     steward_interval_seconds = Float(
         10,
         min=0.1,
+        config=True,
         help="""
-        Let this many seconds pass between two passes of the steward.
-
-        Default: 10. Longer means fewer calls to the cloud, and later deletions and warnings.
+        Let this many seconds pass between two passes of the steward. Longer means fewer calls to the cloud, and later deletions and
+        warnings.
         """,
-    ).tag(config=True)
-
+    )
     reconcile = Enum(
         ["report", "quarantine", "delete"],
         "report",
+        config=True,
         help="""
         Do at most this about what is in the cloud and should not be: show it, stop and tag it, or delete it after that.
-
-        Default: "report". Only what carries this deployment's ids is ever touched; docs/reconciling.md names each difference.
+        Only what carries this deployment's ids is ever touched; docs/reconciling.md names each difference.
         """,
-    ).tag(config=True)
-
+    )
     reconcile_interval_seconds = Float(
-        60, min=0.1, help="Compare the cloud, the records and the hub this often, in seconds.\n\nDefault: 60."
-    ).tag(config=True)
-
+        60, min=0.1, config=True, help="Compare the cloud, the records and the hub this often, in seconds."
+    )
     quarantine_after_hours = Float(
-        1, min=0, help="Quarantine what has been found for this many hours without a break.\n\nDefault: 1."
-    ).tag(config=True)
-
-    quarantine_days = Float(7, min=0, help="Delete what was quarantined this many days ago.\n\nDefault: 7.").tag(config=True)
-
+        1, min=0, config=True, help="Quarantine what has been found for this many hours without a break."
+    )
+    quarantine_days = Float(7, min=0, config=True, help="Delete what was quarantined this many days ago.")
     steward_port = Int(
-        9582, min=0, max=65535, help="Show the steward's metrics on this TCP port of 127.0.0.1.\n\nDefault: 9582. 0 = nowhere."
-    ).tag(config=True)
-
+        9582, min=0, max=65535, config=True, help="Show the steward's metrics on this TCP port of 127.0.0.1. 0 = nowhere."
+    )
     most_revoked_share = Float(
         0.05,
         min=0,
         max=1,
+        config=True,
         help="""
         Take at most this share of the running instances from people at a time, because they are no longer on the experiment.
 
-        Default: 0.05, and always up to 3. Where it would be more, the steward takes none, and asks the admins. The same share of
-        the servers is the most that it quarantines or deletes at a time.
+        It is always up to 3. Where it would be more, the steward takes none, and asks the admins. The same share of the servers is
+        the most that it quarantines or deletes at a time.
         """,
-    ).tag(config=True)
-
+    )
     firewall = Dict(
+        config=True,
         help="""
         Make these security groups in the cloud, keep their rules, and choose among them for each instance.
 
@@ -291,10 +219,9 @@ class Hutch(Configurable):
             licences = {"for": [{"flavors": ["gpu.large"]}, {"roles": ["staff"], "groups": ["modelling"]}]}
             c.Hutch.firewall = {"hub_addresses": ["10.77.0.1"], "groups": {"nano": nano, "licences": licences}}
         """,
-    ).tag(config=True)
-
+    )
     smtp_url = Unicode(
-        "",
+        config=True,
         help="""
         Send mail through this server, `smtp://host:port`, or `smtps://host:port` where TLS comes before all else.
 
@@ -302,34 +229,19 @@ class Hutch(Configurable):
 
             c.Hutch.smtp_url = "smtp://localhost:25"
         """,
-    ).tag(config=True)
-
+    )
     smtp_login_file = Unicode(
-        "",
+        config=True,
         help="""
         Sign on at the mail server with what is in this file: the name in its first line, the password in its second.
-
-        Default: empty, without. Hutch then insists on TLS. A relative path counts from the folder of jupyterhub_config.py.
+        Default: empty, without. Hutch then insists on TLS.
         """,
-    ).tag(config=True)
-
-    mail_from = Unicode(
-        "hutch@localhost",
-        help="""
-        Send mail from this address.
-
-        Default: "hutch@localhost".
-        """,
-    ).tag(config=True)
-
+    )
+    mail_from = Unicode("hutch@localhost", config=True, help="Send mail from this address.")
     admin_mail = Unicode(
-        "",
-        help="""
-        Send mail for those who run Hutch, such as of refused runs, to this address.
-
-        Default: empty, and no such mail is sent.
-        """,
-    ).tag(config=True)
+        config=True,
+        help="Send mail for those who run Hutch, such as of refused runs, to this address. Default: empty, and none is sent.",
+    )
 
     @validate("firewall")
     def _readable(self, proposal: dict) -> dict:
