@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session, joinedload
@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session, joinedload
 from . import notices
 from .access import SUPPORT_ROLES, Action, Decision, Person, Terms, WhenOwnerLeaves, may_act, may_become, told_of
 from .configuration import Hutch
+from .database.tables import EtlRejection as Rejection
 from .database.tables import (
-    EtlRejection,
     EtlRun,
     ExperimentMember,
     Instance,
@@ -36,8 +36,7 @@ from .errors import HutchError
 from .instances import record_event
 from .records import find_instance, find_person, find_place
 
-INVITED = (MemberRole.VIEWER, MemberRole.DRIVER)
-NOBODY_LEFT_OUT = 1_000_000
+INVITED, HELPS = (MemberRole.VIEWER, MemberRole.DRIVER), (MemberRole.SUPPORT,)
 LONGEST_INVITATION = timedelta(days=30)
 NO_INVITATIONS = "Invitation links are switched off at this facility."
 AS: dict[str, str] = {MemberRole.DRIVER: "a driver", MemberRole.VIEWER: "a viewer", MemberRole.SUPPORT: "support"}
@@ -46,8 +45,6 @@ MEANS: dict[str, str] = {
     MemberRole.VIEWER: "You see its desktop.",
     MemberRole.SUPPORT: "You can help at its desktop.",
 }
-
-
 # in the history
 POLICY = {
     "when_owner_leaves": "when the owner leaves",
@@ -94,47 +91,50 @@ class Sharing:
 
     def members(self) -> list[InstanceMember]:
         """All but the owner, by name."""
-        query = select(InstanceMember).join(InstanceMember.user).options(joinedload(InstanceMember.user))
         here = InstanceMember.instance_id == self.instance.id, InstanceMember.ended_at.is_(None)
-        query = query.where(*here, InstanceMember.user_id != self.instance.owner_id)
-        return list(self.session.scalars(query.order_by(User.given_name, User.family_name)))
+        query = select(InstanceMember).join(InstanceMember.user).where(*here, InstanceMember.user_id != self.instance.owner_id)
+        query = query.options(joinedload(InstanceMember.user)).order_by(User.given_name, User.family_name)
+        return list(self.session.scalars(query))
 
-    def candidates(self, search: str = "", most: int = 10) -> tuple[list[Candidate], int]:
-        """Of the experiments' teams, and by name of support, who is not in yet; and how many more there are than are given."""
+    def member(self, login: str) -> InstanceMember:
+        found = next((member for member in self.members() if member.user.login == login), None)
+        if found is None:
+            raise SharingRefused(f"{login} takes no part in it.")
+        return found
+
+    def candidates(self, search: str = "") -> list[Candidate]:
+        """Who is not in yet: of the experiments' teams; of support only who is searched for."""
         here = {member.user_id for member in self.members()} | {self.instance.owner_id}
-        visits = self.instance.experiments
-        member, scientist, helps = ExperimentMember, InstrumentScientist, (MemberRole.SUPPORT,)
-        on_team = member.experiment_id.in_([visit.id for visit in visits]), member.ended_at.is_(None)
+        team, scientist, role, visits = ExperimentMember, InstrumentScientist, UserRole, self.instance.experiments
+        on_team = team.experiment_id.in_([visit.id for visit in visits]), team.ended_at.is_(None)
         looks_after = scientist.instrument_id.in_([visit.instrument_id for visit in visits]), scientist.ended_at.is_(None)
-        helping = UserRole.held(self.terms.at), UserRole.role.in_(SUPPORT_ROLES)
+        helping = role.held(self.terms.at), role.role.in_(SUPPORT_ROLES)
         groups = [
-            (select(User, member.experiment_id).join(member, member.user_id == User.id).where(*on_team), "team of ", INVITED),
-            (select(User, scientist.instrument_id).join(scientist).where(*looks_after), "scientist of ", helps),
-            (
-                select(User, UserRole.role).join(UserRole).where(*helping),
-                "",
-                helps,
-            ),
+            (select(User, team.experiment_id).join(team, team.user_id == User.id).where(*on_team), "team of ", INVITED),
+            (select(User, scientist.instrument_id).join(scientist).where(*looks_after), "scientist of ", HELPS),
+            (select(User, role.role).join(role).where(*helping), "", HELPS),
         ]
         found: dict[str, Candidate] = {}
-        for query, words, roles in groups if search.strip() else groups[:1]:
+        for query, words, roles in groups if search else groups[:1]:
             by_name = query.where(User.ended_at.is_(None)).order_by(User.given_name, User.family_name)
             for user, of in self.session.execute(by_name).tuples():
-                wanted = search.strip().casefold() in f"{user.name} {user.login}".casefold()
-                if user.id not in here and wanted:
+                if user.id not in here and search.casefold() in f"{user.name} {user.login}".casefold():
                     found.setdefault(user.id, Candidate(user.login, user.name, f"{words}{of}", roles))
-        return list(found.values())[:most], max(0, len(found) - most)
+        return list(found.values())
 
     def add(self, login: str, role: str, reason: str = "") -> None:
         """Somebody of the teams or of support."""
         person = self._becoming(login, role)
-        if login not in {one.login for one in self.candidates(login, most=NOBODY_LEFT_OUT)[0]}:
+        if login not in {one.login for one in self.candidates(login)}:
             raise SharingRefused(f"{login} takes part already, or is neither on the team of its experiments nor of support.")
         give_part(self.session, self.instance, person, role, self.actor, reason)
 
     def change(self, login: str, role: str, reason: str = "") -> None:
         self.member(login)
         give_part(self.session, self.instance, self._becoming(login, role), role, self.actor, reason)
+
+    def remove(self, login: str, reason: str = "") -> None:
+        end_part(self.session, self.instance, self.member(login), self.actor, reason)
 
     def _becoming(self, login: str, role: str) -> Person:
         # whom nobody knows is refused in the same words as who may not
@@ -145,65 +145,42 @@ class Sharing:
 
     def add_team(self, experiment_id: str, role: str) -> TeamAdded:
         """All of an experiment of this instance; who takes part already keeps their part."""
-        if experiment_id not in {visit.id for visit in self.instance.experiments}:
-            raise SharingRefused(f"This instance does not belong to experiment {experiment_id}.")
-        if role not in INVITED:
-            raise SharingRefused("A team can be made viewers or drivers.")
-        done, here = TeamAdded(), {member.user_id for member in self.members()}
+        if experiment_id not in {visit.id for visit in self.instance.experiments} or role not in INVITED:
+            raise SharingRefused("Share it with the team of one of its own experiments, as viewers or drivers.")
+        done, here = TeamAdded(without_login=self._without_login(experiment_id)), {one.user_id for one in self.members()}
         theirs = ExperimentMember.experiment_id == experiment_id, ExperimentMember.ended_at.is_(None), User.ended_at.is_(None)
-        team = (
-            select(User)
-            .join(ExperimentMember, ExperimentMember.user_id == User.id)
-            .where(*theirs, User.id != self.instance.owner_id)
-        )
-        for user in self.session.scalars(team.order_by(User.given_name, User.family_name)):
+        team = select(User).join(ExperimentMember, ExperimentMember.user_id == User.id).where(*theirs)
+        for user in self.session.scalars(team.order_by(User.given_name, User.family_name)).all():
             if user.id in here:
                 done.already.append(user.name)
-                continue
-            try:
-                give_part(
-                    self.session, self.instance, self._becoming(user.login, role), role, self.actor, f"team of {experiment_id}"
-                )
+            elif user.id != self.instance.owner_id:
+                try:
+                    person = self._becoming(user.login, role)
+                except SharingRefused as refusal:
+                    done.refused.append(str(refusal))
+                    continue
+                give_part(self.session, self.instance, person, role, self.actor, f"team of {experiment_id}")
                 done.added.append(user.name)
-            except SharingRefused as refusal:
-                done.refused.append(str(refusal))
-        done.without_login = self._without_login(experiment_id)
         return done
 
     def _without_login(self, experiment_id: str) -> list[str]:
         """Members by the user office's last word who have no login: they are in the quarantine, and only their ids are kept."""
         whole = EtlRun.outcome == "done", EtlRun.kind.in_([RunKind.LOAD, RunKind.PUSH])
-        row, newest = EtlRejection, select(EtlRun.source, EtlRun.id).where(*whole).order_by(EtlRun.id)
-        last = dict(self.session.execute(newest).tuples().all()).values()
-        nameless = select(row.key).where(row.record == "user", row.field == "login", row.run_id.in_(last))
-        theirs = row.record == "experiment_member", row.key.startswith(f"{experiment_id},", autoescape=True), row.run_id.in_(last)
-        members = {key.split(",")[1] for key in self.session.scalars(select(row.key).where(*theirs))}
-        return sorted(members & set(self.session.scalars(nameless)))
-
-    def remove(self, login: str, reason: str = "") -> None:
-        end_part(self.session, self.instance, self.member(login), self.actor, reason)
+        newest = dict(self.session.execute(select(EtlRun.source, EtlRun.id).where(*whole).order_by(EtlRun.id)).tuples().all())
+        left_out = select(Rejection.key).where(Rejection.run_id.in_(newest.values()))
+        theirs = Rejection.record == "experiment_member", Rejection.key.startswith(f"{experiment_id},", autoescape=True)
+        members = {key.split(",")[1] for key in self.session.scalars(left_out.where(*theirs))}
+        people = left_out.where(Rejection.record == "user", Rejection.field == "login", Rejection.key.in_(members))
+        return sorted(self.session.scalars(people))
 
     def note_notebook(self, login: str, shared: bool) -> None:
         """After JupyterHub has shared it, or has taken that back."""
-        member, title, owner = self.member(login), self.instance.display_name, self.actor.name
-        kind, words = (
-            ("notebook-shared", "let in to JupyterLab") if shared else ("notebook-unshared", "no longer let in to JupyterLab")
-        )
-        _written(self.session, self.instance, kind, self.actor, f"{login} is {words}", "")
-        subject = f"You can open JupyterLab of {title}" if shared else f"You can no longer open JupyterLab of {title}"
-        text = f"What you do there is done as {owner}'s account." if shared else f"{owner} has ended it."
-        notices.tell(self.session, member.user_id, subject, text)
-
-    def member(self, login: str) -> InstanceMember:
-        found = next((member for member in self.members() if member.user.login == login), None)
-        if found is None:
-            raise SharingRefused(f"{login} takes no part in it.")
-        return found
-
-    def server_of(self, login: str) -> str:
-        """The instance's server, for somebody who takes part."""
-        self.member(login)
-        return self.instance.server_name
+        kind, no_longer = ("notebook-shared", "") if shared else ("notebook-unshared", "no longer ")
+        message = f"{login} is {no_longer}let in to JupyterLab"
+        record_event(self.session, self.instance.id, kind, actor=self.actor.login, message=message)
+        text = f"What you do there is done as {self.actor.name}'s account." if shared else f"{self.actor.name} has ended it."
+        subject = f"You can {no_longer}open JupyterLab of {self.instance.display_name}"
+        notices.tell(self.session, self.member(login).user_id, subject, text)
 
     # --- policy
 
@@ -211,8 +188,7 @@ class Sharing:
         """What differs is written down."""
         if when_owner_leaves not in set(WhenOwnerLeaves):
             raise SharingRefused(f"“{when_owner_leaves}” is none of: {', '.join(WhenOwnerLeaves)}.")
-        wanted = {"when_owner_leaves": when_owner_leaves, "members_enter_freely": members_enter_freely, "thumbnails": thumbnails}
-        for name, value in wanted.items():
+        for name, value in zip(POLICY, (when_owner_leaves, members_enter_freely, thumbnails), strict=True):
             if getattr(self.instance, name) != value:
                 setattr(self.instance, name, value)
                 words = f"{POLICY[name]}: {value if isinstance(value, str) else 'yes' if value else 'no'}"
@@ -224,8 +200,8 @@ class Sharing:
 
     def invitations(self) -> list[Invitation]:
         """Those that can still be followed, newest first."""
-        open_ = Invitation.revoked_at.is_(None), Invitation.used_at.is_(None), Invitation.expires_at > self.terms.at
-        query = select(Invitation).where(Invitation.instance_id == self.instance.id, *open_)
+        good = Invitation.revoked_at.is_(None), Invitation.used_at.is_(None), Invitation.expires_at > self.terms.at
+        query = select(Invitation).where(Invitation.instance_id == self.instance.id, *good)
         return list(self.session.scalars(query.order_by(Invitation.id.desc())))
 
     def invite(self, hutch: Hutch, role: str, one_time: bool, lifetime: timedelta) -> str:
@@ -239,9 +215,8 @@ class Sharing:
         row = Invitation(instance_id=self.instance.id, code_hash=_hash(code), **facts)
         self.session.add(row)
         self.session.flush()
-        words = (
-            f"invitation {row.id} for {'one' if one_time else 'everybody who has it'}, {role}, until {ends:%-d %B %Y, %H:%M} UTC"
-        )
+        whom = "one" if one_time else "everybody who has it"
+        words = f"invitation {row.id} for {whom}, {role}, until {ends:%-d %B %Y, %H:%M} UTC"
         record_event(self.session, self.instance.id, "invitation-made", actor=self.actor.login, message=words)
         return code
 
@@ -249,10 +224,8 @@ class Sharing:
         row = self.session.get(Invitation, number)
         if row is None or row.instance_id != self.instance.id:
             raise SharingRefused("There is no such invitation.")
-        if row.revoked_at is None:
-            row.revoked_at = self.terms.at
-            message = f"invitation {row.id}"
-            record_event(self.session, self.instance.id, "invitation-revoked", actor=self.actor.login, message=message)
+        row.revoked_at = row.revoked_at or self.terms.at
+        record_event(self.session, row.instance_id, "invitation-revoked", actor=self.actor.login, message=f"invitation {row.id}")
 
 
 def accept(session: Session, hutch: Hutch, code: str, person: Person, terms: Terms) -> Instance:
@@ -270,48 +243,41 @@ def accept(session: Session, hutch: Hutch, code: str, person: Person, terms: Ter
     member = session.get(InstanceMember, (instance.id, person.id))
     if member and member.ended_at is None:
         return instance  # a driver does not become a viewer by a link, and one for somebody else is not used up
-    _check(_still_good(row, member, terms.at))
     # of two who follow it at once, one is the first
-    fresh = (
-        update(Invitation).where(Invitation.id == row.id, Invitation.used_at.is_(None)).values(used_at=terms.at, used_by=person.id)
-    )
-    if row.one_time and session.scalar(fresh.returning(Invitation.id)) is None:
-        raise SharingRefused("This invitation was used already. Ask for a new one.")
+    fresh = update(Invitation).where(Invitation.id == row.id, Invitation.used_at.is_(None))
+    used = fresh.values(used_at=terms.at, used_by=person.id).returning(Invitation.id)
+    if spoilt := _spoilt(row, member, terms) or (row.one_time and session.scalar(used) is None and "was used already"):
+        raise SharingRefused(f"This invitation {spoilt}. Ask for a new one.")
     give_part(session, instance, person, row.role, person, f"by invitation {row.id}")
     subject = f"{person.name} takes part in {instance.display_name}"
     notices.tell(session, instance.owner_id, subject, f"They followed your invitation, and are {AS[row.role]} now.")
     return instance
 
 
-def _still_good(row: Invitation, member: InstanceMember | None, at: datetime) -> Decision:
-    reason = ""
+def _spoilt(row: Invitation, member: InstanceMember | None, terms: Terms) -> str:
     if row.revoked_at:
-        reason = "This invitation was taken back."
-    elif row.expires_at <= at:
-        reason = f"This invitation ended on {row.expires_at:%-d %B %Y, %H:%M} UTC."
-    elif member and member.ended_at and member.ended_at > row.created_at:
-        # who was sent away does not come back by an old link
-        reason = "Your part in this instance ended after this invitation was made."
-    return Decision(not reason, "invitation", f"{reason} Ask for a new one." if reason else "")
+        return "was taken back"
+    if row.expires_at <= terms.at:
+        return f"ended on {row.expires_at:%-d %B %Y, %H:%M} UTC"
+    # who was sent away does not come back by an old link
+    sent_away = member and member.ended_at and member.ended_at > row.created_at
+    return "is older than the end of your part in this instance" if sent_away else ""
 
 
-# --- what both do
+# --- what both do; no rules are asked here
 
 
 def give_part(session: Session, instance: Instance, person: Person, role: str, actor: Person, reason: str = "") -> None:
-    """No rules are asked here."""
+    """What is written down begins with the login and “is”: by that, what is kept of a person finds it."""
     member = session.get(InstanceMember, (instance.id, person.id))
-    is_new = member is None or member.ended_at is not None
-    if member and not is_new and member.role == role:
+    was = member.role if member and member.ended_at is None else ""
+    if was == role:
         return
-    if member is None:
-        member = InstanceMember(instance_id=instance.id, user_id=person.id)
-        session.add(member)
-    if is_new:
-        member.since, member.ended_at = now(), None
-    member.role = role
-    kind, words = ("member-added", "now") if is_new else ("member-changed", "from now on")
-    _written(session, instance, kind, actor, f"{person.login} is {words} {AS[role]}", reason)
+    since = member.since if member and was else now()
+    session.merge(InstanceMember(instance_id=instance.id, user_id=person.id, role=role, since=since, ended_at=None))
+    words = f"{person.login} is {'from now on' if was else 'now'} {AS[role]}"
+    kind = "member-changed" if was else "member-added"
+    record_event(session, instance.id, kind, actor=actor.login, message=f"{words}: {reason}" if reason else words)
     if actor.id != person.id:
         means = MEANS[role].format(owner=instance.owner.name)
         subject = f"{actor.name} made you {AS[role]} of {instance.display_name}"
@@ -322,12 +288,11 @@ def end_part(session: Session, instance: Instance, member: InstanceMember, actor
     """By the owner, or by themselves."""
     user, left = member.user, actor.id == member.user_id
     member.ended_at = now()
-    words = f"{user.login} is no longer {AS[member.role]}"
-    _written(session, instance, "member-left" if left else "member-removed", actor, words, reason)
+    words, kind = f"{user.login} is no longer {AS[member.role]}", "member-left" if left else "member-removed"
+    record_event(session, instance.id, kind, actor=actor.login, message=f"{words}: {reason}" if reason else words)
     if left:
-        notices.tell(
-            session, instance.owner_id, f"{user.name} has left {instance.display_name}", "They take no part in it any more."
-        )
+        subject = f"{user.name} has left {instance.display_name}"
+        notices.tell(session, instance.owner_id, subject, "They take no part in it any more.")
     else:
         subject = f"You take no part in {instance.display_name} any more"
         notices.tell(session, user.id, subject, f"{actor.name} has ended it.{_because(reason)}")
@@ -337,16 +302,13 @@ def _because(reason: str) -> str:
     return f" Reason: {reason}." if reason else ""
 
 
-def _written(session: Session, instance: Instance, kind: str, actor: Person, words: str, reason: str) -> None:
-    """words begin with the login and “is”: by that, what is kept of a person finds it."""
-    record_event(session, instance.id, kind, actor=actor.login, message=f"{words}: {reason}" if reason else words)
+# --- of others
 
 
-def shared_with(session: Session, person: Person) -> list[tuple[Instance, str]]:
+def shared_with(session: Session, person_id: str) -> list[tuple[Instance, str]]:
     """Others' instances in which they take part, and as what; newest first."""
-    theirs = InstanceMember.user_id == person.id, InstanceMember.ended_at.is_(None), InstanceMember.role != MemberRole.OWNER
-    query = select(Instance, InstanceMember.role).join(InstanceMember, InstanceMember.instance_id == Instance.id)
-    query = query.where(*theirs, Instance.deleted_at.is_(None), Instance.owner_id != person.id)
+    theirs = InstanceMember.user_id == person_id, InstanceMember.ended_at.is_(None), InstanceMember.role != MemberRole.OWNER
+    query = select(Instance, InstanceMember.role).join(InstanceMember).where(*theirs, Instance.deleted_at.is_(None))
     return list(session.execute(query.order_by(InstanceMember.since.desc())).tuples())
 
 

@@ -69,12 +69,8 @@ class HubApi:
         await self._call("POST", _server_path(login, name), token, {"display_name": display_name, "user_options": options})
 
     async def stop(self, login: str, token: str, name: str, *, remove: bool = False) -> None:
-        """Stop a server, or a launch that is under way. One that the hub does not know counts as stopped."""
-        try:
-            await self._call("DELETE", _server_path(login, name), token, {"remove": remove})
-        except HubRefusal as refusal:
-            if refusal.status != 404:
-                raise
+        """Stop a server, or a launch that is under way."""
+        await self._end("DELETE", _server_path(login, name), token, {"remove": remove})
 
     # --- notebooks that are shared
 
@@ -92,20 +88,12 @@ class HubApi:
         await self._call("POST", _shares_path(login, name), token, {"user": guest})
 
     async def unshare(self, login: str, token: str, name: str, guest: str) -> None:
-        """What they have open is closed (`hub.revoking`). One that was never shared counts as not shared any more."""
-        try:
-            await self._call("PATCH", _shares_path(login, name), token, {"user": guest})
-        except HubRefusal as refusal:
-            if refusal.status != 404:
-                raise
+        """What they have open is closed (`hub.revoking`)."""
+        await self._end("PATCH", _shares_path(login, name), token, {"user": guest})
 
     async def leave(self, login: str, token: str, owner: str, name: str) -> None:
         """Gives back what was shared with oneself."""
-        try:
-            await self._call("DELETE", f"/users/{_quoted(login)}/shared/{_quoted(owner)}/{_quoted(name)}", token)
-        except HubRefusal as refusal:
-            if refusal.status != 404:
-                raise
+        await self._end("DELETE", f"/users/{_quoted(login)}/shared/{_quoted(owner)}/{_quoted(name)}", token)
 
     async def shared_with(self, login: str, token: str) -> dict[tuple[str, str], Server]:
         """Others' servers that somebody may open, by owner and name."""
@@ -127,6 +115,14 @@ class HubApi:
                         yield json.loads(line.removeprefix(b"data:"))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise HubUnreachable(f"The hub broke off while it told of {name}: {error}") from error
+
+    async def _end(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> None:
+        """What the hub does not know counts as ended."""
+        try:
+            await self._call(method, path, token, body)
+        except HubRefusal as refusal:
+            if refusal.status != 404:
+                raise
 
     async def _call(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> Any:
         try:

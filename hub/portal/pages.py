@@ -30,7 +30,7 @@ from ..records import (
 from . import new_instance, views
 from .desk import AtDesk, Desk
 from .hub_api import HubRefusal
-from .sharing import SharedCard, pictures, shared_cards, with_notebooks
+from .sharing import pictures, shared_cards
 
 routes = APIRouter()
 
@@ -51,18 +51,20 @@ def instance_path(name: str) -> str:
 async def my_instances(desk: AtDesk) -> HTMLResponse:
     servers = await desk.servers()
 
-    def shown(session: Session) -> tuple[list[views.Card], list[views.DeletedCard], list[SharedCard], dict[str, str]]:
-        rows, others = instances_owned(session, desk.person.id), shared_cards(session, desk)
-        cards = views.cards(rows, servers, desk.person, desk.at, standings(session))
-        seen = [one.id for one in cards] + [one.id for one in others if one.may_watch]
-        return cards, views.deleted_cards(rows, desk.at), others, pictures(session, seen)
+    others = await shared_cards(desk)
 
-    cards, deleted, shared, taken = await desk.run(shown)
+    def shown(session: Session) -> tuple[list[views.Card], list[views.DeletedCard], dict[str, str]]:
+        rows = instances_owned(session, desk.person.id)
+        cards = views.cards(rows, servers, desk.person, desk.at, standings(session))
+        watched = [one.id for one in cards] + [one.card.id for one in others if one.may_watch]
+        return cards, views.deleted_cards(rows, desk.at), pictures(session, watched)
+
+    cards, deleted, taken = await desk.run(shown)
     return desk.page(
         "instances.html",
         cards=cards,
         deleted=deleted,
-        shared=await with_notebooks(desk, shared),
+        shared=others,
         pictures=taken,
         summary=views.summary(cards),
         changing=any(card.changing for card in cards),

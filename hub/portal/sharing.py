@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -17,15 +17,17 @@ from sqlalchemy.orm import Session
 from ..access import Action, Decision, may_act
 from ..database.engine import take_turn
 from ..database.tables import Instance, InstanceMember, IntentKind, MemberRole, Outcome, Thumbnail, now
-from ..instances import State, in_force, state_of
+from ..instances import in_force
 from ..records import find_place
 from ..sharing import Sharing, SharingRefused, accept, end_part, shared_with
 from . import views
 from .desk import AtDesk, Desk
-from .hub_api import HubRefusal, SignInNeeded
+from .hub_api import HubRefusal, Server, SignInNeeded
 
 Result = TypeVar("Result")
+Form = dict[str, str]
 PICTURE_BYTES = 40 * 1024
+CANDIDATES = 10
 # how long an invitation may hold, as people choose it
 HOURS = {1: "an hour", 24: "a day", 7 * 24: "a week", 30 * 24: "30 days"}
 NO_DOMAINS = "JupyterLab is not shared at this site: notebooks share one address with everybody's, so one could reach into another."
@@ -58,16 +60,6 @@ async def _shared(desk: Desk, instance_id: str, work: Callable[[Sharing], Result
 # --- the page
 
 
-@dataclass(frozen=True, slots=True)
-class MemberLine:
-    """notebook: JupyterLab is shared with them."""
-
-    login: str
-    name: str
-    role: str
-    notebook: bool
-
-
 @routes.get("/instances/{instance_id}/sharing")
 async def sharing_page(desk: AtDesk, instance_id: str, who: str = "") -> HTMLResponse:
     return await _page(desk, instance_id, who)
@@ -75,29 +67,22 @@ async def sharing_page(desk: AtDesk, instance_id: str, who: str = "") -> HTMLRes
 
 async def _page(desk: Desk, instance_id: str, who: str = "", *, status: int = 200, **said: Any) -> HTMLResponse:
     """said: what came of what was just asked for."""
-    name = await _shared(desk, instance_id, lambda sharing: sharing.instance.server_name)
-    notebooks = await desk.hub.shares(desk.visitor.login, desk.visitor.token, name)
 
     def shown(sharing: Sharing) -> dict[str, Any]:
-        row, members = sharing.instance, sharing.members()
-        candidates, more = sharing.candidates(who)
+        found = sharing.candidates(who.strip())
         return {
-            "title": row.display_name,
-            "home": f"instances/{row.server_name}",
-            "here": f"instances/{row.id}/sharing",
-            "lines": [MemberLine(one.user.login, one.user.name, one.role, one.user.login in notebooks) for one in members],
-            "candidates": candidates,
-            "more": more,
-            "experiments": [views.experiment_line(visit, desk.at) for visit in row.experiments],
-            "policy": row.when_owner_leaves,
-            "enter_freely": row.members_enter_freely,
-            "thumbnails": row.thumbnails,
+            "row": sharing.instance,
+            "members": sharing.members(),
+            "candidates": found[:CANDIDATES],
+            "more": len(found) - CANDIDATES,
+            "experiments": [views.experiment_line(visit, desk.at) for visit in sharing.instance.experiments],
             "invitations": sharing.invitations() if desk.hutch.invitations else None,
         }
 
-    no_notebooks = "" if has_own_domains() else NO_DOMAINS
-    context: dict[str, Any] = {"refusal": "", "team": None, "link": "", "no_notebooks": no_notebooks, "hours": HOURS}
-    return desk.page("sharing.html", status=status, **context | await _shared(desk, instance_id, shown) | {"who": who} | said)
+    context = await _shared(desk, instance_id, shown)
+    notebooks = await desk.hub.shares(desk.visitor.login, desk.visitor.token, context["row"].server_name)
+    context |= {"notebooks": notebooks, "no_notebooks": "" if has_own_domains() else NO_DOMAINS, "hours": HOURS, "who": who}
+    return desk.page("sharing.html", status=status, **context | {"refusal": "", "team": None, "link": ""} | said)
 
 
 def has_own_domains() -> bool:
@@ -108,113 +93,70 @@ def has_own_domains() -> bool:
 
 @routes.post("/instances/{instance_id}/sharing")
 async def change(desk: AtDesk, instance_id: str) -> Response:
-    """One of VERBS, with what it needs in the form."""
     form = {name: str(value).strip() for name, value in (await desk.request.form()).items()}
-    verb = VERBS.get(form.get("do", ""))
-    if verb is None:
-        raise HTTPException(400)
     try:
-        said = await verb(desk, instance_id, form)
+        said = await _done(desk, instance_id, form)
     except (SharingRefused, HubRefusal) as refusal:
         return await _page(desk, instance_id, form.get("who", ""), status=422, refusal=str(refusal))
     desk.log("sharing-changed", instance=instance_id, do=form["do"])
     return await _page(desk, instance_id, **said) if said else desk.go(f"instances/{instance_id}/sharing")
 
 
-Said = dict[str, Any] | None
-
-
-async def _add(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
-    await _shared(desk, instance_id, lambda one: one.add(form.get("login", ""), form.get("role", ""), form.get("reason", "")))
-    return None
-
-
-async def _change(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
-    login, role = form.get("login", ""), form.get("role", "")
-    if role != MemberRole.DRIVER:
-        await _unshare(desk, instance_id, login)
-    await _shared(desk, instance_id, lambda one: one.change(login, role, form.get("reason", "")))
-    return None
-
-
-async def _remove(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
-    login = form.get("login", "")
-    await _unshare(desk, instance_id, login)
-    await _shared(desk, instance_id, lambda one: one.remove(login, form.get("reason", "")))
-    return None
-
-
-async def _unshare(desk: Desk, instance_id: str, login: str) -> None:
-    """Before it is written down: should the hub not answer, they are still shown as let in, and it can be asked for again."""
-    name = await _shared(desk, instance_id, lambda one: one.server_of(login))
-    await desk.hub.unshare(desk.visitor.login, desk.visitor.token, name, login)
-
-
-async def _team(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
-    experiment, role = form.get("experiment", ""), form.get("role", MemberRole.VIEWER)
-    return {"team": await _shared(desk, instance_id, lambda one: one.add_team(experiment, role)), "of_team": experiment}
-
-
-async def _settings(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
-    freely, thumbnails = "members_enter_freely" in form, "thumbnails" in form
-    if not freely:
-        # who is let in to the notebook comes and goes as they like
-        name, members = await _shared(desk, instance_id, lambda one: (one.instance.server_name, one.members()))
-        notebooks = await desk.hub.shares(desk.visitor.login, desk.visitor.token, name)
-        for member in members:
-            if member.user.login in notebooks:
-                await _end_notebook(desk, instance_id, {"login": member.user.login})
-    await _shared(desk, instance_id, lambda one: one.set_policy(form.get("when_owner_leaves", ""), freely, thumbnails))
-    return None
-
-
-async def _share_notebook(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
-    if not has_own_domains():
-        raise SharingRefused(NO_DOMAINS)
-    login = form.get("login", "")
-    name = await _shared(desk, instance_id, lambda one: one.server_of(login))
-    await desk.hub.share(desk.visitor.login, desk.visitor.token, name, login)
-    await _shared(desk, instance_id, lambda one: one.note_notebook(login, True))
-    return None
-
-
-async def _end_notebook(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
-    login = form.get("login", "")
-    await _unshare(desk, instance_id, login)
-    await _shared(desk, instance_id, lambda one: one.note_notebook(login, False))
-    return None
-
-
-async def _invite(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
-    """Shown once, in the answer itself: an address with the code in it would be in logs."""
-    hours = int(form["hours"]) if form.get("hours", "").isdecimal() else 0
-    role, one_time, lifetime = form.get("role", ""), form.get("for") != "everybody", timedelta(hours=hours)
-    code = await _shared(desk, instance_id, lambda one: one.invite(desk.hutch, role, one_time, lifetime))
-    return {"link": f"{_public_base(desk)}join#{code}"}
-
-
-def _public_base(desk: Desk) -> str:
-    """A path alone would be no link that one can send."""
-    return os.environ.get("JUPYTERHUB_PUBLIC_URL") or str(desk.request.base_url).rstrip("/") + desk.pages.base
-
-
-async def _revoke(desk: Desk, instance_id: str, form: dict[str, str]) -> Said:
+async def _done(desk: Desk, instance_id: str, form: Form) -> dict[str, Any]:
+    """Does what the form's `do` says; the answer is what the page then says, if anything."""
+    login, role, reason = (form.get(name, "") for name in ("login", "role", "reason"))
     number = int(form["number"]) if form.get("number", "").isdecimal() else 0
-    await _shared(desk, instance_id, lambda one: one.revoke_invitation(number))
-    return None
+    match form.get("do"):
+        case "add":
+            await _shared(desk, instance_id, lambda one: one.add(login, role, reason))
+        case "change":
+            if role != MemberRole.DRIVER:
+                await _end_notebook(desk, instance_id, login)
+            await _shared(desk, instance_id, lambda one: one.change(login, role, reason))
+        case "remove":
+            await _end_notebook(desk, instance_id, login)
+            await _shared(desk, instance_id, lambda one: one.remove(login, reason))
+        case "team":
+            team = await _shared(desk, instance_id, lambda one: one.add_team(form.get("experiment", ""), role))
+            return {"team": team, "of_team": form["experiment"]}
+        case "settings":
+            freely, pictures = "members_enter_freely" in form, "thumbnails" in form
+            for member in [] if freely else await _shared(desk, instance_id, Sharing.members):
+                # whom JupyterHub lets in, it lets in at any time
+                await _end_notebook(desk, instance_id, member.user.login)
+            await _shared(desk, instance_id, lambda one: one.set_policy(form.get("when_owner_leaves", ""), freely, pictures))
+        case "share-notebook" if not has_own_domains():
+            raise SharingRefused(NO_DOMAINS)
+        case "share-notebook":
+            await desk.hub.share(desk.visitor.login, desk.visitor.token, await _server(desk, instance_id, login), login)
+            await _shared(desk, instance_id, lambda one: one.note_notebook(login, True))
+        case "end-notebook":
+            await _end_notebook(desk, instance_id, login)
+        case "invite":
+            one_time, lifetime = form.get("for") != "everybody", timedelta(hours=number)
+            code = await _shared(desk, instance_id, lambda one: one.invite(desk.hutch, role, one_time, lifetime))
+            # shown once, in the answer itself: an address with the code in it would be in logs
+            base = os.environ.get("JUPYTERHUB_PUBLIC_URL") or str(desk.request.base_url).rstrip("/") + desk.pages.base
+            return {"link": f"{base}join#{code}"}
+        case "revoke":
+            await _shared(desk, instance_id, lambda one: one.revoke_invitation(number))
+        case _:
+            raise HTTPException(400)
+    return {}
 
 
-VERBS: dict[str, Callable[[Desk, str, dict[str, str]], Awaitable[Said]]] = {
-    "add": _add,
-    "change": _change,
-    "remove": _remove,
-    "team": _team,
-    "settings": _settings,
-    "share-notebook": _share_notebook,
-    "end-notebook": _end_notebook,
-    "invite": _invite,
-    "revoke": _revoke,
-}
+async def _server(desk: Desk, instance_id: str, login: str) -> str:
+    """The instance's server, for somebody who takes part."""
+    _, name = await _shared(desk, instance_id, lambda one: (one.member(login), one.instance.server_name))
+    return name
+
+
+async def _end_notebook(desk: Desk, instance_id: str, login: str) -> None:
+    """Before it is written down: should the hub not answer, they are still shown as let in, and it can be asked for again."""
+    name = await _server(desk, instance_id, login)
+    if login in await desk.hub.shares(desk.visitor.login, desk.visitor.token, name):
+        await desk.hub.unshare(desk.visitor.login, desk.visitor.token, name, login)
+        await _shared(desk, instance_id, lambda one: one.note_notebook(login, False))
 
 
 # --- invitations, followed
@@ -257,73 +199,51 @@ async def join(desk: AtDesk) -> Response:
 class SharedCard:
     """note: why one cannot come in just now, or when one can."""
 
-    id: str
-    title: str
-    server: tuple[str, str]
-    state: State
+    card: views.Card
     owner: str
     role: str
-    experiments: tuple[views.ExperimentLine, ...]
     may_watch: bool
-    note: str = ""
-    notebook_url: str = ""
-
-    @property
-    def look(self) -> views.Look:
-        return views.LOOKS[self.state]
+    note: str
 
 
-def shared_cards(session: Session, desk: Desk) -> list[SharedCard]:
-    return [_shared_card(session, desk, row, role) for row, role in shared_with(session, desk.person)]
-
-
-def _shared_card(session: Session, desk: Desk, row: Instance, role: str) -> SharedCard:
-    intent = in_force(row.intents)
-    # the hub says nothing of others' servers: what was written down last is all that is known
-    runs = intent is not None and intent.kind == IntentKind.LAUNCH and intent.outcome == Outcome.DONE
-    starts = intent is not None and intent.kind == IntentKind.LAUNCH and intent.outcome is None
-    watch = _may(session, desk, Action.WATCH, row)
-    return SharedCard(
-        id=row.id,
-        title=row.display_name,
-        server=(row.owner.login, row.server_name),
-        state=state_of(intent, ready=runs, pending="spawn" if starts else None),
-        owner=row.owner.name,
-        role=role,
-        experiments=tuple(views.experiment_line(visit, desk.at) for visit in row.experiments),
-        may_watch=bool(watch),
-        note=f"You come in while {row.owner.name} is there." if watch.rule == "owner-away" else watch.reason,
-    )
-
-
-async def with_notebooks(desk: Desk, cards: Sequence[SharedCard]) -> list[SharedCard]:
-    """Those whose notebook is shared too get its address; the hub is asked only where there are any."""
-    if not cards:
+async def shared_cards(desk: Desk) -> list[SharedCard]:
+    """The hub is asked only where there are any, and says only which notebooks are shared too."""
+    if not await desk.run(shared_with, desk.person.id):
         return []
     try:
         servers = await desk.hub.shared_with(desk.visitor.login, desk.visitor.token)
     except HubRefusal:
         servers = {}  # signed in before this was asked for
-    urls = {name: f"{server.url}lab" for name, server in servers.items() if server.ready}
-    return [replace(card, notebook_url=urls.get(card.server, "")) for card in cards]
+
+    def shown(session: Session) -> list[SharedCard]:
+        return [_shared_card(session, desk, row, role, servers) for row, role in shared_with(session, desk.person.id)]
+
+    return await desk.run(shown)
+
+
+def _shared_card(session: Session, desk: Desk, row: Instance, role: str, servers: dict[tuple[str, str], Server]) -> SharedCard:
+    intent, watch = in_force(row.intents), _may(session, desk, Action.WATCH, row)
+    # of others' servers what was written down last is all that is known
+    launch = intent.outcome if intent and intent.kind == IntentKind.LAUNCH else Outcome.CANCELLED
+    known = Server(row.server_name, ready=launch == Outcome.DONE, pending=None if launch else "spawn")
+    card = views.card(row, servers.get((row.owner.login, row.server_name), known), desk.person, desk.at)
+    note = f"You come in while {row.owner.name} is there." if watch.rule == "owner-away" else watch.reason
+    return SharedCard(card, row.owner.name, role, bool(watch), note)
 
 
 @routes.post("/instances/{instance_id}/leave")
 async def leave(desk: AtDesk, instance_id: str) -> RedirectResponse:
-    def member(session: Session) -> tuple[InstanceMember, Instance]:
-        row, mine = seen(session, desk, instance_id), session.get(InstanceMember, (instance_id, desk.person.id))
-        if mine is None or mine.ended_at or row.owner_id == desk.person.id:
-            raise HTTPException(404)
-        return mine, row
-
-    def ended(session: Session) -> None:
+    def ended(session: Session, *, really: bool) -> tuple[str, str]:
         take_turn(session)
-        mine, row = member(session)
-        end_part(session, row, mine, desk.person)
+        row, mine = seen(session, desk, instance_id), session.get(InstanceMember, (instance_id, desk.person.id))
+        if mine is None or mine.ended_at or mine.role == MemberRole.OWNER:
+            raise HTTPException(404)
+        if really:
+            end_part(session, row, mine, desk.person)
+        return row.owner.login, row.server_name
 
-    owner, name = await desk.run(lambda session: (member(session)[1].owner.login, member(session)[1].server_name))
-    await desk.hub.leave(desk.visitor.login, desk.visitor.token, owner, name)
-    await desk.run(ended)
+    await desk.hub.leave(desk.visitor.login, desk.visitor.token, *await desk.run(ended, really=False))
+    await desk.run(ended, really=True)
     desk.log("left", instance=instance_id)
     return desk.go()
 
@@ -348,11 +268,7 @@ def picture_type(picture: bytes) -> str:
 @routes.post("/instances/{instance_id}/thumbnail")
 async def keep_picture(desk: AtDesk, instance_id: str) -> Response:
     """The page of the desktop sends what it shows, where the owner wants that."""
-
-    def wanted(session: Session) -> bool:
-        return seen(session, desk, instance_id, Action.CONTROL).thumbnails
-
-    if not await desk.run(wanted):
+    if not await desk.run(lambda session: seen(session, desk, instance_id, Action.CONTROL).thumbnails):
         raise HTTPException(404)
     picture = b""
     async for piece in desk.request.stream():
@@ -361,7 +277,7 @@ async def keep_picture(desk: AtDesk, instance_id: str) -> Response:
             raise HTTPException(413)
     if not picture_type(picture):
         raise HTTPException(415)
-    await desk.run(lambda session: session.merge(Thumbnail(instance_id=instance_id, taken_at=now(), picture=picture)) and None)
+    await desk.run(lambda session: session.merge(Thumbnail(instance_id=instance_id, taken_at=now(), picture=picture)))
     return Response(status_code=204)
 
 

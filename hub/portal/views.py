@@ -147,7 +147,7 @@ def card(
         experiments=tuple(experiment_line(experiment, at) for experiment in row.experiments),
         company=_company(row, person),
         ends=Moment("ends", row.ends_at, wording.relative(row.ends_at, at)) if row.ends_at and not standing else None,
-        notebook_url=f"{server.url}lab" if server and state is State.RUNNING else "",
+        notebook_url=f"{server.url}lab" if server and server.url and state is State.RUNNING else "",
         failure=failed,
         holds_data=row.first_ready_at is not None,
         standing=standing,
