@@ -182,7 +182,9 @@ class AgentClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = f"https://{address}:{self._port}/v1/{what}"
         # aiohttp pins on the connector and takes the client certificate from the request: so one connector for each agent
-        connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes.fromhex(fingerprint)), force_close=True)
+        pinned = aiohttp.Fingerprint(bytes.fromhex(fingerprint))
+        # there is no name to be resolved, and the default resolver is dear to make
+        connector = aiohttp.TCPConnector(ssl=pinned, force_close=True, resolver=aiohttp.ThreadedResolver())
         try:
             async with (
                 # nothing is unpacked and no redirect followed: a small answer could be huge, and lead anywhere
