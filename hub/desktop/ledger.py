@@ -70,15 +70,18 @@ def write(session: Session, lines: Sequence[Line]) -> list[int]:
 
 def close_open(session: Session, number: int, relays: int, at: datetime) -> dict[str, dict[str, bool]]:
     """Ends what a relay of this number left open, and says who was there just before: {instance: {user: whether they drove}}."""
-    lately = (DesktopSession.end_reason == RELAY_ENDED) & (DesktopSession.ended_at > at - BACK_WITHIN)
     there: dict[str, dict[str, bool]] = {}
-    for row in session.scalars(select(DesktopSession).where(or_(DesktopSession.ended_at.is_(None), lately))):
+    lately = select(DesktopSession).where(or_(DesktopSession.ended_at.is_(None), DesktopSession.ended_at > at - BACK_WITHIN))
+    for row in session.scalars(lately.order_by(DesktopSession.id)):
         if relay_of(row.instance_id, relays) != number:
             continue
         people = there.setdefault(row.instance_id, {})
-        people[row.user_id] = row.control or people.get(row.user_id, False)
+        # the last of somebody's rows tells: they may have come back since, and left
+        people.pop(row.user_id, None)
         if row.ended_at is None:
             row.ended_at, row.end_reason = at, RELAY_ENDED
+        if row.end_reason == RELAY_ENDED:
+            people[row.user_id] = row.control
     return there
 
 

@@ -218,9 +218,11 @@ class Relay:
         every = timedelta(seconds=WRITE_SECONDS)
         due = [line for line in self.lines if line.written_at is None or line.ended_at or at - line.written_at >= every]
         if due:
+            # those that end while the others are written are written at the next pass
+            ended = {id(line) for line in due if line.ended_at}
             for line, number in zip(due, await self.facility.ask(partial(ledger.write, lines=due)), strict=True):
                 line.id, line.written_at = number, at
-            self.lines = [line for line in self.lines if not (line.ended_at and line in due)]
+            self.lines = [line for line in self.lines if id(line) not in ended]
 
     async def _note(self, desktop: Desktop, at: datetime) -> None:
         try:

@@ -35,7 +35,7 @@ def test_the_owner_sees_and_drives_their_desktop(desktops, instance, owner):
     assert [(one["id"], one["part"], one["control"]) for one in page.room["people"]] == [(owner.id, "owner", True)]
     page.type()
     page.until_room(lambda room: room["people"][0]["typing"], "the room says who types")
-    desktops.until_session(instance, owner, lambda row: row.keys == 1 and row.bytes_out > 100, "it is counted")
+    desktops.until_session(instance, owner, lambda row: row.keys == 1 and row.bytes_out, "it is counted")
     row = desktops.sessions(instance, owner)[-1]
     assert (row.part, row.control, row.ended_at, row.pointers) == ("owner", True, None, 0)
     assert row.started_at > before
