@@ -153,9 +153,14 @@ class Relay:
             return
         everywhere = (newest.run, newest.expired) != (before.run, before.expired)
         changed = await self.facility.ask(partial(ledger.concerned, since=before))
+        # now, so that whoever comes in meanwhile with older records is looked at again
         self.newest = newest
-        for instance_id in [one for one in self.desktops if everywhere or one in changed]:
-            await self.look_again(instance_id)
+        try:
+            for instance_id in [one for one in self.desktops if everywhere or one in changed]:
+                await self.look_again(instance_id)
+        except Exception:
+            self.newest = before
+            raise
 
     async def _look_everywhere(self) -> None:
         """For what was changed in the records without a word."""
