@@ -238,28 +238,23 @@ class Relay:
     # --- the desktop's own side
 
     async def open(self, desktop: Desktop, guest: Guest, protocol_factory: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
-        """Raises NotRunning or AgentError."""
-        for attempt in (1, 2):
-            known = desktop.where is not None
-            where = desktop.where = desktop.where or await self.hub.where(desktop.owner_login, desktop.server_name)
-            try:
-                return await self.agents.open_desktop(
-                    where.address,
-                    where.fingerprint,
-                    protocol_factory,
-                    user=guest.person.login,
-                    control=Right.KEYBOARD in guest.right,
-                    width=guest.width,
-                    height=guest.height,
-                    layout=guest.layout,
-                    on_stage=lambda text: guest.connection.tell({"do": "starting", "text": text}),
-                )
-            except AgentError:
-                desktop.where = None
-                # it may have been started anew, elsewhere
-                if not known or attempt == 2:
-                    raise
-        raise AssertionError
+        """Raises NotRunning or AgentError. After a failure it is asked again where the agent is."""
+        where = desktop.where = desktop.where or await self.hub.where(desktop.owner_login, desktop.server_name)
+        try:
+            return await self.agents.open_desktop(
+                where.address,
+                where.fingerprint,
+                protocol_factory,
+                user=guest.person.login,
+                control=Right.KEYBOARD in guest.right,
+                width=guest.width,
+                height=guest.height,
+                layout=guest.layout,
+                on_stage=lambda text: guest.connection.tell({"do": "starting", "text": text}),
+            )
+        except AgentError:
+            desktop.where = None
+            raise
 
 
 def read(session: Session, instance_id: str, user_ids: Sequence[str], terms: Terms) -> Known | None:

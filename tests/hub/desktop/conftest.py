@@ -114,7 +114,8 @@ class Desktops:
 
     def browser(self, login: str) -> Any:
         if login not in self._browsers:
-            self._browsers[login] = self._browse(self.hub.port, login)
+            browser = self._browsers[login] = self._browse(self.hub.port, login)
+            until(lambda: browser.get("").status_code == 200, f"{login} is signed in")
         return self._browsers[login]
 
     @property
