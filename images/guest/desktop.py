@@ -27,6 +27,7 @@ from .session import Session
 from .upkeep import STOPPING_LIMIT_SECONDS, Upkeep
 
 X_SERVER = "Xtigervnc"
+X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 (it is the same everywhere)
 NEEDED = (X_SERVER, "setxkbmap", "xkbcomp")
 STARTING_LIMIT_SECONDS = 30.0
 ANSWER_LIMIT_SECONDS = 5.0
@@ -175,7 +176,7 @@ class Desktop(Upkeep[Process]):
             return None
         with contextlib.suppress(OSError, EOFError, TimeoutError, struct.error, IndexError):
             async with asyncio.timeout(IDLE_LIMIT_SECONDS):
-                return await _idle_seconds(f"/tmp/.X11-unix/X{self._display}", self._cookie)  # noqa: S108 (where X servers listen)
+                return await _idle_seconds(str(X_SOCKETS / f"X{self._display}"), self._cookie)
         return None
 
     def trim_log(self) -> None:
@@ -230,6 +231,10 @@ class Desktop(Upkeep[Process]):
             self._write("cookie", self._cookies(), account)
             if account:
                 shutil.chown(self._folder, account)
+                if not X_SOCKETS.exists():
+                    # where X servers listen; one that is not root's makes no such folder
+                    X_SOCKETS.mkdir()
+                    X_SOCKETS.chmod(0o1777)
         (self._folder / "rfb").unlink(missing_ok=True)
 
     def _write(self, name: str, content: bytes, account: str | None) -> None:
