@@ -37,6 +37,7 @@ let reason = "";
 
 channel.addEventListener("waiting", ({ detail }) => {
   stage.freeze();
+  say("");
   body.dataset.connection = "waiting";
   clearInterval(counting);
   seconds = Math.ceil(detail.seconds);
@@ -71,7 +72,9 @@ stage.addEventListener("frame", () => {
 });
 channel.addEventListener("room", ({ detail }) => room.update(detail));
 channel.addEventListener("say", ({ detail }) => {
+  // what is said right before the end is the reason for it
   reason = detail.text;
+  setTimeout(() => { if (body.dataset.connection === "open") reason = ""; }, 1000);
   if (body.dataset.connection === "open") say(detail.text);
 });
 channel.addEventListener("starting", ({ detail }) => { byId("waiting-words").textContent = detail.text; });

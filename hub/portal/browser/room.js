@@ -11,7 +11,7 @@ const element = (name, properties = {}, ...children) => {
 };
 const button = (words, act, kind = "btn-outline-secondary") => element("button", { type: "button", className: `btn btn-sm ${kind}`, textContent: words, onclick: act });
 const secondsUntil = (iso) => Math.max(0, Math.ceil((Date.parse(iso) - Date.now()) / 1000));
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 
 export class Room {
   #send;
@@ -43,19 +43,20 @@ export class Room {
     const driving = mine ? "You drive" : driver ? `${this.#name(driver)} drives` : "Nobody drives";
     this.#say("driving", locked ? `${driving}. Locked: the owner is away, so all only watch` : mine ? driving : `${driving}, you watch`);
     this.#parts.driving.dataset.state = locked ? "locked" : mine ? "mine" : "watching";
-    const typing = people.filter((person) => person.typing && person.id !== you).map((person) => person.name);
-    this.#parts.typing.textContent = typing.length ? `${typing.join(", ")} ${typing.length > 1 ? "type" : "types"}` : "";
+    const typing = people.filter((person) => person.typing && person.id !== you);
+    const others = typing.filter((person) => person.id !== driver).map((person) => person.name);
+    this.#parts.typing.textContent = others.length ? `${others.join(", ")} ${others.length > 1 ? "type" : "types"}` : typing.length ? "typing" : "";
     this.#parts.count.textContent = people.length;
     this.#drawButton(asking.find(({ id }) => id === you));
     this.#keep("people", people.map((person) => this.#person(person)), people.map((one) => [one.id, one.name, one.part, one.id === driver, one.typing, one.control, this.#state.may]));
-    const others = asking.filter(({ id }) => id !== you);
+    const askers = asking.filter(({ id }) => id !== you);
     const waiting = support.filter((one) => !one.right), inside = support.filter((one) => one.right);
     this.#keep(
       "asks",
-      [...others.map((one) => this.#asking(one)), ...waiting.map((one) => this.#wantsIn(one)), ...inside.map((one) => this.#isIn(one))],
-      [others, support, this.#state.may],
+      [...askers.map((one) => this.#asking(one)), ...waiting.map((one) => this.#wantsIn(one)), ...inside.map((one) => this.#isIn(one))],
+      [askers, support, this.#state.may],
     );
-    for (const { id, until } of others) {
+    for (const { id, until } of askers) {
       const left = document.getElementById(`left-${id}`);
       if (left) left.textContent = `${secondsUntil(until)} s`;
     }
