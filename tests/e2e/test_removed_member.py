@@ -24,7 +24,7 @@ from sqlalchemy import select
 from etl.adapters.files import Files
 from etl.load import run
 from etl.source import Source
-from hub.database.tables import InstanceMember, Notice
+from hub.database.tables import Instance, InstanceMember, Notice
 
 LAUNCH_SECONDS = 120
 ENDED = "no longer on the team of experiment MA-5012-2 (source 'example', run "
@@ -105,11 +105,18 @@ def test_a_guest_who_is_removed_from_the_experiment_is_out_at_once_and_the_owner
     # whoever it could be shared with is a user of the hub before they ever signed on
     until(lambda: hub.api("GET", "users/carol").ok, "the team is known to the hub")
     carol = site.person("carol", "4003")
-    hub.api("POST", "shares/ann/films", json={"user": "carol"}).raise_for_status()
     hub.change(lambda session: session.add(InstanceMember(instance_id=hub.instance(ann).id, user_id="4003", role="driver")))
+    hub.change(lambda session: setattr(session.get_one(Instance, hub.instance(ann).id), "members_enter_freely", True))
 
     owners, guests = Notebook(hub, ann, ann), Notebook(hub, ann, carol)
     kernel = owners.ask("POST", "kernels", json={"name": "python3"}).json()["id"]
+    # by the owner's own hand, as the portal does it
+    hub.api("POST", "shares/ann/films", ann.token, json={"user": "carol"}).raise_for_status()
+    with closing(guests.channels(kernel)) as carols:
+        assert answer(carols, "6 * 6") == "36"
+        hub.api("PATCH", "shares/ann/films", ann.token, json={"user": "carol"}).raise_for_status()
+        assert until_closed(carols) == websocket.STATUS_POLICY_VIOLATION
+    hub.api("POST", "shares/ann/films", ann.token, json={"user": "carol"}).raise_for_status()
     with closing(owners.channels(kernel)) as anns, closing(guests.channels(kernel)) as carols:
         assert answer(carols, "6 * 7") == "42"
         assert guests.ask("GET", "kernels").status_code == 200

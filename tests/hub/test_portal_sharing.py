@@ -15,7 +15,7 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from hub.database.tables import ExperimentMember, Instance, InstanceMember, Invitation, Notice, Thumbnail, User
-from hub.portal.sharing import PICTURE_BYTES
+from hub.portal.sharing import PICTURE_BYTES, has_own_domains
 
 JPEG, WEBP = b"\xff\xd8\xff\xe0" + bytes(96), b"RIFF\x20\x00\x00\x00WEBPVP8 " + bytes(24)
 
@@ -197,6 +197,20 @@ def test_an_owners_own_token_shares_no_more_than_the_rules_allow(shared, part, f
     assert shared.notebook(shared.bob) is (status == 200)
     code = shared.hub.api("POST", f"share-codes/{shared.ann.login}/films", shared.ann.token, json={})
     assert code.status_code == 403, "a code of JupyterHub's own would go round the rules"
+
+
+@pytest.mark.parametrize(
+    ("portal", "hub", "own"),
+    [
+        ("https://portal--service.hutch.example/services/portal/", "https://hutch.example/hub/", True),
+        ("https://hutch.example/services/portal/", "https://hutch.example/hub/", False),
+        ("", "", False),
+    ],
+)
+def test_jupyterlab_is_shared_only_where_notebooks_have_domains_of_their_own(monkeypatch, portal, hub, own):
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", portal)
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_HUB_URL", hub)
+    assert has_own_domains() is own
 
 
 # --- small pictures
