@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 from certipy import Certipy
-from databases import database_url
+from databases import database_url, upgrade
 from running_hub import REPOSITORY, free_port, until
 from sqlalchemy import select
 
-from hub.database.engine import open_database, upgrade
+from hub.database.engine import open_database
 from hub.database.tables import Base, EtlRun
 
 

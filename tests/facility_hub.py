@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
-from databases import database_url
+from databases import database_url, upgrade
 from running_hub import REPOSITORY, RunningHub, free_port, until
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session, selectinload
 from etl.adapters.files import Files
 from etl.load import run
 from etl.source import Source
-from hub.database.engine import deployment_id, open_database, sessions, upgrade
+from hub.database.engine import deployment_id, open_database, sessions
 from hub.database.tables import Experiment, ExperimentMember, Instance, Intent, Plan, Proposal, User, UserRole, now
 from spawner.devcloud.process import DevcloudProcess, running
 

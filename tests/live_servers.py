@@ -121,10 +121,10 @@ class PostgreSQL:
                 if time.monotonic() > deadline:
                     raise
 
-    def new_database(self, name: str = "") -> str:
+    def new_database(self, name: str = "", template: str = "template0") -> str:
         name = name or f"d{secrets.token_hex(6)}"
         with psycopg.connect(self._dsn(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8'")
+            connection.execute(f"CREATE DATABASE \"{name}\" TEMPLATE \"{template}\" ENCODING 'UTF8' LOCALE 'C.UTF-8'")
         return f"postgresql+psycopg://hutch@127.0.0.1:{self.port}/{name}"
 
     def drop_database(self, url: str) -> None:

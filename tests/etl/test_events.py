@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 import pytest_asyncio
-from databases import database_url
+from databases import database_url, upgrade
 from running_hub import REPOSITORY
 from sqlalchemy import insert, select
 
@@ -27,7 +27,7 @@ from etl.push import Sent, extract_of
 from etl.serve import Service
 from etl.source import open_source
 from hub.configuration import ConfigurationError, Hutch
-from hub.database.engine import open_database, upgrade
+from hub.database.engine import open_database
 from hub.database.tables import EtlRun, Experiment, ExperimentMember, User
 
 PROPOSAL = "999999"

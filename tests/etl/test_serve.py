@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
-from databases import database_url
+from databases import database_url, upgrade
 from etl_service import EtlService
 from running_hub import free_port, until
 from sqlalchemy import insert
 
 from etl.serve import Service, serve
 from hub.configuration import ConfigurationError, Hutch
-from hub.database.engine import open_database, upgrade
+from hub.database.engine import open_database
 from hub.database.tables import EtlRun
 
 FACILITY = {

@@ -17,12 +17,12 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 import shared_hubs
-from databases import database_url
+from databases import database_url, upgrade
 from running_hub import PATIENCE_SECONDS, free_port
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import (
     Experiment,
     ExperimentMember,

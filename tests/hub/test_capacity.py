@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from databases import upgrade
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hub import capacity
 from hub.capacity import CAPACITY, QUOTA, Room, verdict, with_one_more
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import CloudRoom, now
 
 AT = datetime(2026, 3, 10, 12, tzinfo=UTC)

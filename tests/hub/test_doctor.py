@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from databases import upgrade
 from openid_provider import SECRET, OpenIDProcess
 from running_hub import REPOSITORY, free_port, until
 from sqlalchemy.orm import Session
 
 from hub import doctor, instances
 from hub.database import seal
-from hub.database.engine import deployment_id, open_database, sessions, upgrade
+from hub.database.engine import deployment_id, open_database, sessions
 from hub.database.tables import IntentKind, Outcome, Plan, User
 from spawner import builders
 from spawner.agent_tls import HubIdentity

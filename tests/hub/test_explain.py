@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from databases import database_url
+from databases import database_url, upgrade
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 import hutch
 from hub.access import Terms
 from hub.configuration import CONFIG_VARIABLE
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import (
     EtlRejection,
     EtlRun,

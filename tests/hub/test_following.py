@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from databases import database_url
+from databases import database_url, upgrade
 from facility_hub import FacilityHub
 from running_hub import free_port, until
 from sqlalchemy import Engine, func, select
@@ -17,7 +17,7 @@ from traitlets.config import Config
 from hub import instances
 from hub.access import Terms
 from hub.configuration import Hutch
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import (
     EtlRun,
     Experiment,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from databases import ON_POSTGRESQL, database_url
+from databases import ON_POSTGRESQL, database_url, upgrade
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from hub import instances
 from hub.configuration import Hutch
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import Instance, Intent, IntentKind, Outcome, Plan, User, now
 from hub.instances import State, in_force, state_of
 from hub.steward import tasks

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from databases import database_url
+from databases import database_url, upgrade
 from facility_hub import EXAMPLE, FacilityHub, Visitor
 from running_hub import until
 from sqlalchemy import func, select
@@ -21,7 +21,7 @@ from etl.adapters.files import Files
 from etl.load import run
 from etl.source import Source
 from hub.configuration import Hutch
-from hub.database.engine import open_database, upgrade
+from hub.database.engine import open_database
 from hub.database.tables import Experiment, ExperimentMember, Instance, Plan, User, now
 from hub.facility import Facility
 from hub.launching import Asked, grant

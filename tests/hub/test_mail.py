@@ -16,7 +16,7 @@ from aiosmtpd.smtp import AuthResult
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from databases import database_url
+from databases import database_url, upgrade
 from running_hub import free_port
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,7 +25,7 @@ from traitlets.config import Config
 
 from hub import mail, notices
 from hub.configuration import Hutch
-from hub.database.engine import open_database, upgrade
+from hub.database.engine import open_database
 from hub.database.tables import Notice, User, now
 from hub.facility import Facility
 from hub.steward import tasks

@@ -6,11 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from databases import database_url
+from databases import database_url, upgrade
 from sqlalchemy import func, select
 
 from hub import instances, personal_data
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import (
     Affiliation,
     Base,

@@ -12,13 +12,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.fernet import Fernet
-from databases import database_url
+from databases import database_url, upgrade
 from running_hub import PATIENCE_SECONDS
 from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from hub.configuration import Hutch
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import Experiment, ExperimentMember, Instance, Instrument, Plan, Proposal, User
 from hub.instances import conclude, create, intend, is_meant_to_run, mark_deleted, record_event
 from hub.portal import launches

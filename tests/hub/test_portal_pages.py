@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.fernet import Fernet
-from databases import database_url
+from databases import database_url, upgrade
 from running_hub import PATIENCE_SECONDS
 
 from hub import capacity
 from hub.configuration import Hutch
-from hub.database.engine import open_database, upgrade
+from hub.database.engine import open_database
 from hub.database.tables import Instance, User
 from hub.instances import conclude, create, intend, mark_deleted, record_event
 from hub.notices import tell

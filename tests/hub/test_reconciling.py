@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import requests
-from databases import database_url
+from databases import database_url, upgrade
 from facility_hub import FacilityHub, facility
 from made_servers import make_server
 from running_hub import free_port, until
@@ -22,7 +22,7 @@ from traitlets.config import Config
 from hub import instances
 from hub.configuration import Hutch
 from hub.database import seal
-from hub.database.engine import open_database, upgrade
+from hub.database.engine import open_database
 from hub.database.tables import (
     CloudFinding,
     FacilityRole,

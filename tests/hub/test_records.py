@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from databases import database_url
+from databases import database_url, upgrade
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from hub import records
 from hub.access import Consent, Limit, Person, Quota, Terms, Usage, may_pick, may_use_experiments
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import (
     Experiment,
     ExperimentMember,

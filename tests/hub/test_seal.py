@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from databases import upgrade
 from prometheus_client import REGISTRY
 from running_hub import PATIENCE_SECONDS
 from sqlalchemy import select, update
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import hutch
 from hub.configuration import Hutch
 from hub.database import seal
-from hub.database.engine import deployment_id, open_database, sessions, upgrade
+from hub.database.engine import deployment_id, open_database, sessions
 from hub.database.tables import Deployment
 from hub.facility import Facility
 from hub.steward.__main__ import Steward
