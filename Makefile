@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 # what asks the database anything that SQLite and PostgreSQL could answer differently: records, turns, the queue, the steward;
 # etl's tests run on both anyway
-ON_POSTGRESQL := $(patsubst %, tests/hub/test_%.py, authenticator capacity database doctor explain following instances launching mail \
+ON_POSTGRESQL := $(patsubst %, tests/hub/test_%.py, authenticator capacity database explain following instances launching mail \
   personal_data portal_alone portal_staff reconciling records seal steward waiting) tests/faults/test_hub_killed.py
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
