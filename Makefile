@@ -3,9 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# most tests wait for programs that start, so one more than cores is not too many; those of one file share what they start;
+# most tests wait for programs that start, so two more than cores are not too many; those of one file share what they start;
 # tests/conftest.py says in which order the files come
-PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 2) --dist loadfile --no-loadscope-reorder
 # what asks the database anything that SQLite and PostgreSQL could answer differently: records, turns, the queue, the steward;
 # etl's tests run on both anyway
 ON_POSTGRESQL := $(patsubst %, tests/hub/test_%.py, authenticator capacity database explain following instances launching mail \

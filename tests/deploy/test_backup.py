@@ -22,12 +22,14 @@ pytestmark = pytest.mark.timeout(600)
 class Site:
     """A hub with databases that an ordinary role owns, as docs/deploying.md makes them."""
 
-    def __init__(self, server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, server) -> None:
         self._server = server
         self._role = f"site{secrets.token_hex(4)}"
         self._admin(f"CREATE ROLE {self._role} LOGIN")
         self._urls = {name: self._new_database() for name in ("hutch", "jupyterhub")}
-        monkeypatch.setattr("facility_hub.database_url", lambda _folder, name="hutch": self._urls[name])
+
+    def url(self, _folder: Path, name: str = "hutch") -> str:
+        return self._urls[name]
 
     def _admin(self, *statements: str) -> None:
         dsn = f"host=127.0.0.1 port={self._server.port} user=hutch dbname=postgres"
@@ -46,20 +48,30 @@ class Site:
             self._admin(f'DROP DATABASE "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}" OWNER {self._role}')
 
 
-@pytest.fixture
-def site(postgresql, monkeypatch) -> Site:
-    return Site(postgresql, monkeypatch)
+@pytest.fixture(scope="module")
+def site(postgresql) -> Site:
+    return Site(postgresql)
 
 
-@pytest.fixture
-def hub(site, tmp_path) -> Iterator[FacilityHub]:
-    with facility(tmp_path) as hub:
-        yield hub
+@pytest.fixture(scope="module")
+def hub(site, tmp_path_factory) -> Iterator[FacilityHub]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("facility_hub.database_url", site.url)
+        with facility(tmp_path_factory.mktemp("backup")) as hub:
+            yield hub
 
 
 def server_of(hub: FacilityHub, visitor: Visitor) -> tuple[str, str]:
     (server,) = hub.servers(visitor)
     return server["id"], server["status"]
+
+
+def test_the_newest_backups_are_kept_for_this_account_only(hub, tmp_path):
+    backups = tmp_path / "backups"
+    made = [Path(hub.hutch("backup", backups, "--keep", "2").stdout.strip()) for _ in range(3)]
+    assert sorted(backups.iterdir()) == made[1:]
+    assert {path.stat().st_mode & 0o077 for path in made[-1].rglob("*")} == {0}
+    assert not list(made[-1].rglob("seal*"))
 
 
 def test_what_was_lost_is_restored_and_the_cloud_is_taken_back(site, hub, tmp_path):
@@ -121,11 +133,3 @@ def test_half_a_backup_is_refused_and_changes_nothing(hub, tmp_path):
     (made / "hutch").unlink()
     said = hub.hutch("restore", made)
     assert said.returncode == 1 and "not a whole backup: it has no hutch" in said.stderr
-
-
-def test_the_newest_backups_are_kept_for_this_account_only(hub, tmp_path):
-    backups = tmp_path / "backups"
-    made = [Path(hub.hutch("backup", backups, "--keep", "2").stdout.strip()) for _ in range(3)]
-    assert sorted(backups.iterdir()) == made[1:]
-    assert {path.stat().st_mode & 0o077 for path in made[-1].rglob("*")} == {0}
-    assert not list(made[-1].rglob("seal*"))
