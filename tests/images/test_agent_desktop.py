@@ -236,11 +236,8 @@ async def test_who_may_only_look_cannot_type_even_past_the_relay(desk, monkeypat
     async with looking(desk, ("ann", True), ("bob", False)) as (owner, guest):
         await until(lambda: desk.processes("openbox"), "the session runs")
         display = display_of(desk, monkeypatch)
-        window = display.screen().root.create_window(0, 0, 50, 50, 0, X.CopyFromParent, event_mask=X.KeyPressMask)
-        window.change_attributes(override_redirect=True)
-        window.map()
-        display.sync()
-        display.set_input_focus(window, X.RevertToParent, X.CurrentTime)
+        # whichever window has the focus
+        display.screen().root.grab_keyboard(True, X.GrabModeAsync, X.GrabModeAsync, X.CurrentTime)
         display.sync()
 
         async def idle(condition) -> None:
