@@ -9,7 +9,8 @@ PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 2) --dist loadfile
 # what asks the database anything that SQLite and PostgreSQL could answer differently: records, turns, the queue, the steward;
 # etl's tests run on both anyway
 ON_POSTGRESQL := $(patsubst %, tests/hub/test_%.py, authenticator capacity database explain following instances launching mail \
-  personal_data portal_alone portal_staff reconciling records seal steward waiting) tests/faults/test_hub_killed.py
+  personal_data portal_alone portal_staff reconciling records seal sharing steward waiting) \
+  tests/hub/desktop/test_ledger.py tests/faults/test_hub_killed.py
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
 .PHONY: help demo test test-postgresql test-openstack bench-openstack spawner-contract chaos check bench lock setup clean

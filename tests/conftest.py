@@ -33,7 +33,7 @@ hub.steward.tasks.STOP_OVERDUE = datetime.timedelta(seconds=2)
 hub.steward.tasks.FIRST_PAUSE = datetime.timedelta(seconds=1)
 hub.queue.FIRST_PAUSE = datetime.timedelta(seconds=1)
 hub.steward.following.AGAIN_SECONDS = 1
-hub.database.engine.BUSY_TIMEOUT_SECONDS = 3
+hub.database.engine.BUSY_TIMEOUT_SECONDS = 6
 spawner.cloud.CATALOGUE_SECONDS = 0
 spawner.reflector.FRESH_SECONDS = 3
 c.Authenticator.auth_refresh_age = 1
@@ -42,7 +42,7 @@ c.Hutch.invitations = True
 # so that a test chooses these by a person's role
 c.Spawner.group_overrides = {
     "another network": {"groups": ["role-instrument-control"], "spawner_override": {"network": "nowhere"}},
-    "a short boot": {"groups": ["role-it-support"], "spawner_override": {"boot_timeout_seconds": 1.0}},
+    "a short boot": {"groups": ["role-it-support"], "spawner_override": {"boot_timeout_seconds": 4.0}},
 }
 """
 

@@ -27,7 +27,7 @@ def after(facility_hub: FacilityHub) -> dict[str, Visitor]:
     """Who was where when the hub was killed; it runs again."""
     hub, devcloud = facility_hub, facility_hub.devcloud
     visitors = {point: hub.visitor() for point in (*LAUNCHES, "stopping", "deleting")}
-    visitors["crashed meanwhile"] = hub.visitor("it-support")  # whose boots are given up after a second
+    visitors["crashed meanwhile"] = hub.visitor("it-support")  # whose boots are given up soon
     for point in ("running", "stopping", "deleting", "crashed meanwhile"):
         hub.launched(visitors[point])
     for point in ("stopping", "deleting"):

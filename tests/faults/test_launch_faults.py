@@ -256,7 +256,7 @@ def test_a_console_without_a_fingerprint(hub):
 
 def hold_at_console(hub: FacilityHub, visitor: Visitor) -> str:
     """Launches, and returns the server while the hub still waits for its console."""
-    hub.devcloud.fault(method="POST", path="/action$", action="delay", seconds=2)
+    hub.devcloud.fault(method="POST", path="/action$", action="delay", seconds=5)
     hub.launch(visitor)
     until(lambda: not hub.devcloud.control("GET", "/faults")["faults"], "the console is asked for")
     (server,) = hub.servers(visitor)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from databases import database_url
+from databases import database_url, upgrade
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from traitlets.config import Config
@@ -16,7 +16,7 @@ from traitlets.config import Config
 from hub import instances
 from hub.access import Person, Place, Terms, Visit, may_become
 from hub.configuration import Hutch
-from hub.database.engine import open_database, sessions, take_turn, upgrade
+from hub.database.engine import open_database, sessions, take_turn
 from hub.database.tables import (
     EtlRejection,
     EtlRun,

@@ -67,7 +67,7 @@ def test_what_is_not_a_whole_answer_stops_the_reading_and_is_told(running: Runni
 def test_a_silent_server_is_not_waited_for_long(running: Running) -> None:
     running.server.fail(MIDDLE[running.adapter.name], Reply(hang=True))
     with pytest.raises(SourceError, match="no whole answer, 3 times: ReadTimeout"):
-        running.told(timeout_seconds=0.2).read()
+        running.told(timeout_seconds=0.6).read()
 
 
 def test_a_server_that_is_not_there_is_named(running: Running) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from databases import database_url
+from databases import database_url, upgrade
 
 from hub import instances
-from hub.database.engine import open_database, sessions, upgrade
+from hub.database.engine import open_database, sessions
 from hub.database.tables import DesktopSession, EtlRun, Plan, User, UserRole
 from hub.desktop import ledger, relay_of, tickets
 from hub.desktop.ledger import BACK_WITHIN, RELAY_ENDED, Line
