@@ -80,7 +80,7 @@ class TeamAdded:
 class Sharing:
     """An instance's sharing, in the hands of somebody who may share it; raises SharingRefused for others.
 
-    Make one after `take_turn`: it reads, decides and writes as one step.
+    To change something, make one after `take_turn`: it reads, decides and writes as one step.
     """
 
     def __init__(self, session: Session, instance: Instance, actor: Person, terms: Terms) -> None:

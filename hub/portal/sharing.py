@@ -47,11 +47,12 @@ def _may(session: Session, desk: Desk, action: Action, row: Instance) -> Decisio
     return may_act(desk.person, action, find_place(session, row, desk.person, desk.terms), desk.terms)
 
 
-async def _shared(desk: Desk, instance_id: str, work: Callable[[Sharing], Result]) -> Result:
-    """Reads, decides and writes as one step."""
+async def _shared(desk: Desk, instance_id: str, work: Callable[[Sharing], Result], *, writes: bool = True) -> Result:
+    """What only reads does not wait for those who write, such as a long run of the ETL."""
 
     def done(session: Session) -> Result:
-        take_turn(session)
+        if writes:
+            take_turn(session)
         return work(Sharing(session, seen(session, desk, instance_id), desk.person, desk.terms))
 
     return await desk.run(done)
@@ -79,7 +80,7 @@ async def _page(desk: Desk, instance_id: str, who: str = "", *, status: int = 20
             "invitations": sharing.invitations() if desk.hutch.invitations else None,
         }
 
-    context = await _shared(desk, instance_id, shown)
+    context = await _shared(desk, instance_id, shown, writes=False)
     notebooks = await desk.hub.shares(desk.visitor.login, desk.visitor.token, context["row"].server_name)
     context |= {"notebooks": notebooks, "no_notebooks": "" if has_own_domains() else NO_DOMAINS, "hours": HOURS, "who": who}
     return desk.page("sharing.html", status=status, **context | {"refusal": "", "team": None, "link": ""} | said)
@@ -121,7 +122,7 @@ async def _done(desk: Desk, instance_id: str, form: Form) -> dict[str, Any]:
             return {"team": team, "of_team": form["experiment"]}
         case "settings":
             freely, pictures = "members_enter_freely" in form, "thumbnails" in form
-            for member in [] if freely else await _shared(desk, instance_id, Sharing.members):
+            for member in [] if freely else await _shared(desk, instance_id, Sharing.members, writes=False):
                 # whom JupyterHub lets in, it lets in at any time
                 await _end_notebook(desk, instance_id, member.user.login)
             await _shared(desk, instance_id, lambda one: one.set_policy(form.get("when_owner_leaves", ""), freely, pictures))
@@ -147,7 +148,7 @@ async def _done(desk: Desk, instance_id: str, form: Form) -> dict[str, Any]:
 
 async def _server(desk: Desk, instance_id: str, login: str) -> str:
     """The instance's server, for somebody who takes part."""
-    _, name = await _shared(desk, instance_id, lambda one: (one.member(login), one.instance.server_name))
+    _, name = await _shared(desk, instance_id, lambda one: (one.member(login), one.instance.server_name), writes=False)
     return name
 
 
@@ -234,7 +235,6 @@ def _shared_card(session: Session, desk: Desk, row: Instance, role: str, servers
 @routes.post("/instances/{instance_id}/leave")
 async def leave(desk: AtDesk, instance_id: str) -> RedirectResponse:
     def ended(session: Session, *, really: bool) -> tuple[str, str]:
-        take_turn(session)
         row, mine = seen(session, desk, instance_id), session.get(InstanceMember, (instance_id, desk.person.id))
         if mine is None or mine.ended_at or mine.role == MemberRole.OWNER:
             raise HTTPException(404)

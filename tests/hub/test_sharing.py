@@ -61,9 +61,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 def furnish(session: Session) -> None:
     """Ann, Bob, Eve and Dan are on P1-1, on ID16; Sue looks after ID16; Ian is on nothing; Ida helps; Max is an admin."""
-    session.add_all(
-        [Instrument(id="ID16", name="Nano"), Proposal(id="P1", title="Cracks"), EtlRun(id=1, source="o", adapter="files")]
-    )
+    session.add_all([Instrument(id="ID16", name="Nano"), Proposal(id="P1", title="Cracks")])
     session.add(Plan(id="notebook", name="Notebook", image="i", flavor="f", cores=1, memory_mb=1))
     session.add_all(
         User(id=f"u-{one}", login=one, given_name=one.title(), family_name="Li", email=f"{one}@x.example") for one in PEOPLE
