@@ -16,8 +16,8 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +30,7 @@ X_SERVER = "Xtigervnc"
 X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 (it is the same everywhere)
 NEEDED = (X_SERVER, "setxkbmap", "xkbcomp")
 STARTING_LIMIT_SECONDS = 30.0
-ANSWER_LIMIT_SECONDS = 5.0
+ANSWER_LIMIT_SECONDS = 10.0
 IDLE_LIMIT_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
 LAYOUT = re.compile(r"[a-z]{2,12}(\([A-Za-z0-9_-]{1,32}\))?")
@@ -134,15 +134,13 @@ class Desktop(Upkeep[Process]):
         """A connection to Xvnc that was let in, to control or to look only."""
         reader = asyncio.StreamReader()
         try:
-            async with asyncio.timeout(ANSWER_LIMIT_SECONDS):
+            async with _within(ANSWER_LIMIT_SECONDS, "The desktop does not answer."):
                 transport = await self._reach(lambda: asyncio.StreamReaderProtocol(reader))
                 try:
                     await rfb.log_in(reader, transport, self._passwords[control])
                 except BaseException:
                     transport.abort()
                     raise
-        except TimeoutError as error:
-            raise LaunchError("The desktop does not answer.") from error
         except (OSError, EOFError) as error:
             raise LaunchError("The desktop ended just now; it is started again.") from error
         return transport
@@ -163,12 +161,13 @@ class Desktop(Upkeep[Process]):
         account, environment = self._session.person()
         with _pipe() as (reading, writing):
             command = ["setxkbmap", "-layout", layout.partition("(")[0], "-variant", layout.partition("(")[2].rstrip(")")]
-            async with asyncio.timeout(ANSWER_LIMIT_SECONDS):
+            async with _within(ANSWER_LIMIT_SECONDS, "The desktop does not answer."):
                 await self._nurse.run(account, Path("/"), environment | self._variables(), command, writing.fileno())
                 writing.close()
                 said = await _read(reading.fileno())
         if said:
             raise LaunchError(f"This desktop has no keyboard layout {layout}.", said)
+        self._screen = replace(self._screen, layout=layout)
 
     async def idle_seconds(self) -> float | None:
         """Since the last key or movement of the pointer, as the X server knows it; None if it cannot say."""
@@ -190,6 +189,8 @@ class Desktop(Upkeep[Process]):
                 self._furnishing.cancel()
             await self.programs.stop()
             await super().stop()
+            # a new start that was under way may have begun them again
+            await self.programs.stop()
             self._forget()
 
     async def _start(self) -> Process:
@@ -202,7 +203,7 @@ class Desktop(Upkeep[Process]):
             process = await self._nurse.run(account, self._folder, environment, command, log.fileno(), writing.fileno())
             writing.close()
             try:
-                async with asyncio.timeout(STARTING_LIMIT_SECONDS):
+                async with _within(STARTING_LIMIT_SECONDS, "The desktop's X server did not start in time."):
                     self._display = (await _read(reading.fileno())).strip()
                 if not self._display.isdecimal():
                     raise LaunchError("The desktop's X server ended while it was starting.")
@@ -252,6 +253,15 @@ class Desktop(Upkeep[Process]):
     def _forget(self) -> None:
         self.state = "none"
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float, otherwise: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise LaunchError(otherwise) from error
 
 
 @contextlib.contextmanager
