@@ -83,10 +83,12 @@ class FacilityHub(RunningHub):
         clouds_yaml = str(devcloud.clouds_yaml)
         self.state.mkdir(parents=True, mode=0o700)
         databases = {"database_url": database_url(self.state), "hub_database_url": database_url(self.state, "jupyterhub")}
+        # a second relay has the port after the first's
+        desktop_port, _ = free_port(), free_port()
         config = CONFIG.format(
             contact=CONTACT,
             portal_port=free_port(),
-            desktop_port=free_port(),
+            desktop_port=desktop_port,
             clouds_yaml=clouds_yaml,
             more=more,
             folder=str(folder),

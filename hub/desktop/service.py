@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -29,7 +29,7 @@ from spawner.agent_client import AgentClient, AgentError
 
 from ..access import Person, Place, Right, Terms
 from ..access.desktops import CONTROL
-from ..database.tables import Instance, User
+from ..database.tables import Instance, User, now
 from ..errors import HutchError
 from ..facility import Facility
 from ..records import find_person, find_place
@@ -50,10 +50,6 @@ ROOM_PATH = re.compile(r"rooms/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-
 TICKET = "hutch.ticket."
 SIZES = range(320, 7681)
 LAYOUT = re.compile(r"[a-z]{2,12}(\([a-z0-9_-]{1,20}\))?")
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,10 +332,10 @@ class Guest:
             log.warning("desktop-refused", rule="ticket", instance=self.instance_id, peer=self.connection.peer)
             self.connection.end(NO_TICKET)
             return
-        person, place = next(iter(self._known.people.values()))
-        self.person = person
-        desktop = self.relay.desktop_of(self.instance_id, self._known)
-        decision = desktop.room.enter(self.number, person, place, now())
+        known, self._known = self._known, None
+        ((self.person, place),) = known.people.values()
+        desktop = self.relay.desktop_of(self.instance_id, known)
+        decision = desktop.room.enter(self.number, self.person, place, now())
         if not decision:
             self._refuse(decision.rule, decision.reason)
             return

@@ -28,7 +28,7 @@ CONFIG = """
 import hub.desktop.service
 hub.desktop.service.ACTIVITY_SECONDS = 0
 hub.desktop.service.WRITE_SECONDS = 0
-c.Hutch.desktop_relays = 1
+c.Hutch.desktop_relays = 2
 """
 KEY_A = bytes((4, 1, 0, 0, 0, 0, 0, 0x61)) + bytes((4, 0, 0, 0, 0, 0, 0, 0x61))
 

@@ -45,7 +45,7 @@ def test_the_owner_sees_and_drives_their_desktop(desktops, instance, owner):
 
 def test_work_at_a_desktop_counts_as_work_and_an_open_tab_does_not(desktops, instance, owner):
     def notes() -> int:
-        return desktops.hub.log().count(f"/users/{owner.login}/activity (desktop-0@")
+        return desktops.hub.log().count(f"/users/{owner.login}/activity (desktop-")
 
     page = desktops.opened(instance, owner).until_shown(drives=True)
     desktops.until_session(instance, owner, lambda row: row.ended_at is None and row.bytes_out, "the tab is written down")
