@@ -9,6 +9,8 @@ a listing of many servers costs little.
 from __future__ import annotations
 
 import asyncio
+import gc
+import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +26,6 @@ import openstack
 import openstack.exceptions as sdk_errors
 import requests
 import requests.exceptions as http_errors
-from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, stop_any, stop_before_delay, wait_random_exponential
 
 from . import builders
 from .breaker import Breaker
@@ -149,7 +150,10 @@ class Cloud:
         region = config.get_one(
             cloud=self.name, api_timeout=API_TIMEOUT_SECONDS, status_code_retries=0, connect_retries=0, **wanted
         )
-        return openstack.connection.Connection(config=region)
+        connection = openstack.connection.Connection(config=region)
+        # what a hub has loaded by now stays: to look through it at each full collection would hold up all for a tenth of a second
+        gc.freeze()
+        return connection
 
     async def _ask(self, asked: str, call: Callable[[], T], *, repeat: bool = True, probe: bool = False) -> T:
         """repeat: safe to be done twice. probe: let through when the cloud is down, one at a time."""
@@ -157,27 +161,25 @@ class Cloud:
             async with self._connecting:
                 await self._in_thread(asked, lambda: self._connection, probe)
 
-        def may_repeat(state: RetryCallState) -> bool:
-            error = state.outcome and state.outcome.exception()
-            if not isinstance(error, CloudError) or self.is_down:
-                return False
-            # of several calls at once that find the token ended, keystoneauth renews it for one and fails the others
-            renewed = error.trouble is Trouble.CREDENTIALS and state.attempt_number == 1
-            return renewed or error.too_many or (repeat and error.trouble is Trouble.UNANSWERED)
-
-        tries = AsyncRetrying(
-            retry=may_repeat,
-            stop=stop_any(stop_after_attempt(TRIES), stop_before_delay(RETRY_SECONDS)),
-            wait=_pause,
-            reraise=True,
-        )
-        try:
-            answer: T = await tries(self._in_thread, asked, call, probe)
-        except CloudError as error:
-            self._breaker.count(answered=error.too_many or error.trouble is not Trouble.UNANSWERED)
-            raise
-        self._breaker.count(answered=True)
-        return answer
+        tried, began = 0, time.monotonic()
+        while True:
+            try:
+                answer = await self._in_thread(asked, call, probe)
+            except CloudError as error:
+                tried += 1
+                # as long as the cloud asked for, if it did; spread, so that not all come back at once
+                pause = error.pause_seconds + random.uniform(0, min(4, 0.25 * 2 ** (tried - 1)))  # noqa: S311 - no secret
+                # of several calls at once that find the token ended, keystoneauth renews it for one and fails the others
+                renewed = error.trouble is Trouble.CREDENTIALS and tried == 1
+                again = renewed or error.too_many or (repeat and error.trouble is Trouble.UNANSWERED)
+                late = tried == TRIES or time.monotonic() + pause - began >= RETRY_SECONDS
+                if not again or late or self.is_down:
+                    self._breaker.count(answered=error.too_many or error.trouble is not Trouble.UNANSWERED)
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                self._breaker.count(answered=True)
+                return answer
 
     async def _in_thread(self, asked: str, call: Callable[[], T], probe: bool) -> T:
         async with self._slots:
@@ -398,12 +400,6 @@ class Cloud:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _pause(state: RetryCallState) -> float:
-    """As long as the cloud asked for, if it did; spread, so that not all come back at once."""
-    error = state.outcome and state.outcome.exception()
-    return getattr(error, "pause_seconds", 0.0) + wait_random_exponential(multiplier=0.25, max=4)(state)
 
 
 def _server(answer: Any, server_id: str) -> dict[str, Any]:
