@@ -277,8 +277,7 @@ class Session(Upkeep[Notebook]):
         """The owner's account, None for our own, and what a login sets for it: no secret of the notebook's."""
         if not self._environment:
             raise LaunchError("This instance has not been launched for anybody yet, so there is no desktop to show.")
-        user = self._account or getpass.getuser()
-        return self._account, {**base_environment(self._home), "USER": user, "LOGNAME": user}
+        return self._account, self._login()
 
     async def show_on(self, display: dict[str, str]) -> None:
         """What is started in the notebook from now on appears on this display."""
@@ -287,11 +286,14 @@ class Session(Upkeep[Notebook]):
         if self._process and self.state == "running":
             await self._process.ask({"do": "rekey", "environment": display})
 
-    def _environment_of(self, order: Order) -> dict[str, str]:
+    def _login(self) -> dict[str, str]:
         user = self._account or getpass.getuser()
+        return {**base_environment(self._home), "USER": user, "LOGNAME": user}
+
+    def _environment_of(self, order: Order) -> dict[str, str]:
         prefix = order.env.get("JUPYTERHUB_SERVICE_PREFIX", "/")
         listens = {"JUPYTERHUB_SERVICE_URL": f"http://{self._address}:{order.port}{prefix}"}
-        return {**base_environment(self._home), "USER": user, "LOGNAME": user, **listens, **self._display, **order.env}
+        return {**self._login(), **listens, **self._display, **order.env}
 
     def _log_tail(self) -> str:
         with contextlib.suppress(OSError):

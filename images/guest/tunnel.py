@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -17,11 +18,13 @@ from . import identity, rfb
 from .desktop import LARGEST, LAYOUT, SMALLEST, Desktop, Screen
 from .nurse import LaunchError
 
+log = logging.getLogger("hutch.agent")
+
 PROTOCOL = "hutch.rfb"
 PROTOCOLS = [PROTOCOL, "http/1.1"]
 LINE_BYTES = 4096
 LINE_SECONDS = 10.0
-KEEPALIVE_SECONDS = 30
+KEEPALIVE_SECONDS = 20
 
 
 class Door(asyncio.Protocol):
@@ -110,8 +113,11 @@ class Tunnels:
             say("failed", str(error))
         except asyncio.LimitOverrunError:
             say("failed", f"The line must not be longer than {LINE_BYTES} bytes.")
-        except (OSError, EOFError):
+        except (ConnectionError, EOFError):
             pass
+        except Exception:
+            log.exception("The desktop could not be shown")
+            say("failed", "The agent met an error of its own.")
         self._open.pop(hub, None)
         hub.close()
 
@@ -127,7 +133,8 @@ class Tunnels:
         tcp: socket.socket = hub.get_extra_info("socket")
         # a relay whose machine is gone says no farewell
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+            tcp.setsockopt(socket.IPPROTO_TCP, option, KEEPALIVE_SECONDS)
         hub.set_protocol(End(desktop, hub_ended))
         desktop.set_protocol(End(hub, hub.close))
         ready()
