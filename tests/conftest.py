@@ -51,6 +51,7 @@ c.Spawner.group_overrides = {
 LONG = ["test_cloud_calls", "test_contract", "test_agent_kernels"]
 LONG_TOO = ["test_upgrade", "test_production", "test_backup", "test_waiting", "test_sign_on", "test_internal_ssl", "test_chaos"]
 LONG_TOO += ["test_removed_member", "test_model", "test_launch_places", "test_firewall", "test_serve", "test_agent_session"]
+LONG_TOO += ["test_desktop", "test_desktop_page", "test_desktop_keyboard", "test_service", "test_agent_desktop", "test_relay_xvnc"]
 hubs_of: dict[Path, set[str]] = {}
 
 
