@@ -37,7 +37,6 @@ hub.database.engine.BUSY_TIMEOUT_SECONDS = 6
 spawner.cloud.CATALOGUE_SECONDS = 0
 spawner.reflector.FRESH_SECONDS = 3
 c.Authenticator.auth_refresh_age = 1
-c.Hutch.desktop_relays = 1
 c.Hutch.invitations = True
 # so that a test chooses these by a person's role
 c.Spawner.group_overrides = {
