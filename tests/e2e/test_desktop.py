@@ -70,14 +70,14 @@ def desk(sign_in: Callable[[str], Page], demo: Any) -> Desk:
     dave.wait_for_url(re.compile(r"/user/dave/[^/]+/lab"), timeout=LAUNCH_MS)
     dave.goto(f"{demo.address}/hub/home")
     # what an owner wants as desktop is in their home before they open it
-    (home,) = (demo.folder / ".hutch" / "devcloud" / "servers").glob("*/home")
+    home = max((demo.folder / ".hutch" / "devcloud" / "servers").glob("*/home"), key=lambda path: path.stat().st_ctime)
     session_file = home / ".config" / "hutch" / "desktop"
     session_file.parent.mkdir(parents=True)
     session_file.write_text(SESSION)
     session_file.chmod(0o755)
     made = sessions(open_database(f"sqlite:///{demo.folder}/.hutch/hutch.sqlite"))
     with made.begin() as session:
-        return Desk(session.scalars(select(Instance.id)).one(), made)
+        return Desk(session.scalars(select(Instance.id).join(Instance.owner).where(User.login == "dave")).one(), made)
 
 
 def address(page: Page, desk: Desk) -> str:
@@ -168,7 +168,9 @@ def test_people_share_a_desktop_as_its_owner_allows(sign_in: Callable[[str], Pag
     owner.get_by_role("button", name="Answer…").click()
     owner.get_by_label("For how many minutes").fill("1")
     owner.get_by_role("button", name="Let them in").click()
+    owner.get_by_role("button", name="People").click()
     expect(owner.get_by_role("button", name="End it")).to_be_visible()
+    owner.keyboard.press("Escape")
     open_desktop(support, desk)
     watches(support)
     sees(support, "green")

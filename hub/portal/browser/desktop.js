@@ -67,6 +67,7 @@ channel.addEventListener("rfb", ({ detail }) => {
 stage.addEventListener("frame", () => {
   byId("waiting").hidden = true;
   body.dataset.connection = "open";
+  body.dataset.opened = true;
   reason = "";
   if (body.dataset.control === "true" && (!document.activeElement || document.activeElement === body)) screen()?.focus();
 });
@@ -85,6 +86,7 @@ channel.addEventListener("end", ({ detail }) => {
   document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close("no"));
   byId("waiting").hidden = true;
   byId("end").hidden = false;
+  if (!body.dataset.opened) byId("end-title").textContent = "This desktop does not open for you";
   byId("end-words").textContent = detail.text || "The desktop was closed.";
   byId("end-title").focus();
 });

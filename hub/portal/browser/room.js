@@ -48,14 +48,14 @@ export class Room {
     this.#parts.typing.textContent = others.length ? `${others.join(", ")} ${others.length > 1 ? "type" : "types"}` : typing.length ? "typing" : "";
     this.#parts.count.textContent = people.length;
     this.#drawButton(asking.find(({ id }) => id === you));
-    this.#keep("people", people.map((person) => this.#person(person)), people.map((one) => [one.id, one.name, one.part, one.id === driver, one.typing, one.control, this.#state.may]));
     const askers = asking.filter(({ id }) => id !== you);
     const waiting = support.filter((one) => !one.right), inside = support.filter((one) => one.right);
     this.#keep(
-      "asks",
-      [...askers.map((one) => this.#asking(one)), ...waiting.map((one) => this.#wantsIn(one)), ...inside.map((one) => this.#isIn(one))],
-      [askers, support, this.#state.may],
+      "people",
+      [...people.map((person) => this.#person(person)), ...inside.map((one) => this.#isIn(one))],
+      [people.map((one) => [one.id, one.name, one.part, one.typing]), inside, driver, this.#state.may],
     );
+    this.#keep("asks", [...askers.map((one) => this.#asking(one)), ...waiting.map((one) => this.#wantsIn(one))], [askers, waiting, this.#state.may]);
     for (const { id, until } of askers) {
       const left = document.getElementById(`left-${id}`);
       if (left) left.textContent = `${secondsUntil(until)} s`;
@@ -91,7 +91,7 @@ export class Room {
   #asking({ id, name }) {
     const line = element("div", { className: "ask-line" }, element("p", {}, element("strong", { textContent: name, dir: "auto" }), " asks for control."));
     if (!this.#may("give")) return line;
-    line.firstChild.append(" Without an answer it passes to them in ", element("span", { id: `left-${id}` }), ".");
+    line.firstChild.append(" Without an answer it passes to them in ", element("span", { id: `left-${id}`, ariaHidden: "true" }), ".");
     line.append(button("Give control", () => this.#send({ do: "give", to: id }), "btn-primary"), button("Keep it", () => this.#send({ do: "refuse", to: id })));
     return line;
   }
@@ -104,8 +104,10 @@ export class Room {
 
   #isIn(one) {
     const until = one.until ? ` until ${clock.format(new Date(one.until))}` : "";
-    return element("div", { className: "ask-line" },
-      element("p", {}, element("strong", { textContent: one.name, dir: "auto" }), ` of support may ${one.right === "control" ? "drive" : "watch"}${until}: `, element("q", { textContent: one.reason, dir: "auto" })),
+    return element("li", {},
+      element("span", { className: "who" },
+        element("strong", { textContent: `You let ${one.name} ${one.right === "control" ? "drive" : "watch"}${until}`, dir: "auto" }),
+        element("span", {}, element("q", { textContent: one.reason, dir: "auto" }))),
       button("End it", () => this.#send({ do: "end-support", request: one.request })));
   }
 
