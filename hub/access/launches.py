@@ -72,16 +72,19 @@ def may_pick(person: Person, plan: PlanOffer, visits: Sequence[Visit], terms: Te
     for limit in plan.limits:
         if (grounds := grounds_of(limit, person, visits, terms.at)) is not None:
             return Decision(True, "plan-limit", records=records + grounds)
-    sentence, missed = _only_for(plan)
-    return Decision(False, "plan-limited", sentence, records + tuple([_record(table, person, name) for table, name in missed]))
+    return Decision(False, "plan-limited", _only_for(plan), records + _missed(plan, person.id))
 
 
 @lru_cache(1000)
-def _only_for(plan: PlanOffer) -> tuple[str, list[tuple[str, str]]]:
-    """For whom a limited plan is, in words; and each table and name of which a record would be needed."""
-    ways = [_in_words(limit, plan.instruments) for limit in plan.limits]
-    names = {(table, name) for limit in plan.limits for named, _, table in HELD for name in getattr(limit, named) or ()}
-    return f"{plan.name} is only {', or '.join(ways)}.", sorted(names)
+def _only_for(plan: PlanOffer) -> str:
+    return f"{plan.name} is only {', or '.join(_in_words(limit, plan.instruments) for limit in plan.limits)}."
+
+
+@lru_cache(5000)
+def _missed(plan: PlanOffer, person_id: str) -> tuple[str, ...]:
+    """The records of which one would be needed; kept, because a form is asked about at each key."""
+    named = ((table, getattr(limit, named) or ()) for limit in plan.limits for named, _, table in HELD)
+    return tuple(sorted({_record(table, person_id, name) for table, names in named for name in names}))
 
 
 # what a limit names, what of a person it asks for, and the table that says so
@@ -92,8 +95,8 @@ HELD = (
 )
 
 
-def _record(table: str, person: Person, name: str) -> str:
-    return ref(table, name, person.id) if table == "instrument_scientist" else ref(table, person.id, name)
+def _record(table: str, person_id: str, name: str) -> str:
+    return ref(table, name, person_id) if table == "instrument_scientist" else ref(table, person_id, name)
 
 
 def grounds_of(limit: Limit, person: Person, visits: Sequence[Visit], at: datetime) -> tuple[str, ...] | None:
@@ -104,7 +107,7 @@ def grounds_of(limit: Limit, person: Person, visits: Sequence[Visit], at: dateti
     for named, held, table in HELD:
         if (wanted := getattr(limit, named)) is None:
             continue
-        grounds = [_record(table, person, name) for name in sorted(both)] if (both := wanted & getattr(person, held)) else []
+        grounds = [_record(table, person.id, name) for name in sorted(both)] if (both := wanted & getattr(person, held)) else []
         if named == "instruments":
             grounds += [ref("experiment", visit.id) for visit in visits if visit.instrument_id in wanted]
         if not grounds:

@@ -90,9 +90,6 @@ class UTCDateTime(TypeDecorator[datetime]):
             raise ValueError(f"{value!r} has no time zone; use datetime.now(UTC)")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
-
     def result_processor(self, dialect: Any, coltype: Any) -> Any:
         # asked of each cell: psycopg gives UTC already, as the connection's time zone is; SQLite keeps text
         if dialect.name == "postgresql":
