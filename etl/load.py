@@ -199,7 +199,9 @@ def _apply(connection: Connection, found: people.Found, report: Report, started_
     with store.in_bulk(connection, many) as empty:
         for name, change in report.changes.items():
             tell(f"writing {name}")
-            store.insert(connection, name, change.added.with_columns(**origin), frozen=name in empty)
+            # in the order of their keys, whose indexes are then made in half the time
+            added = change.added.sort(SHAPES[name].key).with_columns(**origin)
+            store.insert(connection, name, added, frozen=name in empty)
     for name, change in report.changes.items():
         shape = SHAPES[name]
         store.merge(connection, shape, change.changed.with_columns(**origin, ended_at=pl.lit(None, TIME)), run_id)
