@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ HUB_VARIABLE = "HUTCH_HUB_PID"
 
 
 def begin() -> None:
+    # what is loaded by now stays: to look through it at each full collection would hold up every request for a tenth of a second
+    gc.freeze()
     _configure_log()
     # JupyterHub ends a service with SIGINT, which is ignored from the start in what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
