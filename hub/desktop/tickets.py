@@ -22,6 +22,9 @@ def issue(session: Session, instance_id: str, user_id: str, at: datetime) -> str
 
 def redeem(session: Session, ticket: str, instance_id: str, at: datetime) -> str | None:
     """Whose it is; None for what is no ticket, was one, or is for another instance. Whatever it is, it is none afterwards."""
+    if session.get(DesktopTicket, _hash(ticket)) is None:
+        # strangers who try tickets out do not make others wait to write
+        return None
     used = delete(DesktopTicket).where(DesktopTicket.hash == _hash(ticket))
     row = session.execute(used.returning(DesktopTicket.instance_id, DesktopTicket.user_id, DesktopTicket.expires_at)).first()
     return row.user_id if row and row.instance_id == instance_id and row.expires_at > at else None

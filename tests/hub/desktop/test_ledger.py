@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -120,3 +121,16 @@ def test_a_ticket_is_good_once(session, instance, what, after, whose):
     assert tickets.redeem(session, shown, where, NOW + after) == whose
     if what != "another":
         assert tickets.redeem(session, ticket, instance, NOW) is None
+
+
+def test_of_many_who_show_a_ticket_at_once_one_comes_in(session, instance):
+    ticket = tickets.issue(session, instance, "bob", NOW)
+    session.commit()
+    opened = sessions(session.get_bind())
+
+    def redeem(_number: int) -> str | None:
+        with opened.begin() as own:
+            return tickets.redeem(own, ticket, instance, NOW)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(redeem, range(16)), key=bool) == [None] * 15 + ["bob"]
