@@ -198,13 +198,13 @@ class Follower:
             experiments = partial(held, self._service.engine, self._source.name, told.shortCode)
             if not await self._service.patiently(inf, experiments):
                 return "not ours"
-            change = (
-                partial(removed, told.shortCode)
-                if kind == DELETED
-                else partial(replaced, self._office, told, visit, kind == VISITS[0])
-            )
-            sent = Sent("event", lambda: change(experiments()))
-            report = await self._service.load(inf, self._source, sent, allow_removals=True)
+
+            def change() -> Extract:
+                if kind == DELETED:
+                    return removed(told.shortCode, experiments())
+                return replaced(self._office, told, visit, kind == VISITS[0], experiments())
+
+            report = await self._service.load(inf, self._source, Sent("event", change), allow_removals=True)
             reason = "; ".join(report.objections)
         except ValidationError as error:
             reason = "; ".join(f"{fault['at']}: {fault['fault']}" for fault in faults(error))

@@ -51,21 +51,18 @@ class ProviderError(HutchError):
 class OpenIDProvider(GenericOAuthenticator):
     """An entry of c.FacilityAuthenticator.providers. OAuthenticator's settings hold too; its endpoints come by discovery."""
 
-    issuer = Unicode(help="Name the provider by its issuer, letter by letter as its own metadata does.").tag(config=True)
-    client_secret_file = Unicode(
-        help="Read the client's secret from this file. A relative path counts from c.Hutch.state_dir."
-    ).tag(config=True)
+    issuer = Unicode(config=True, help="Name the provider by its issuer, letter by letter as its own metadata does.")
+    client_secret_file = Unicode(config=True, help="Read the client's secret from this file, found from c.Hutch.state_dir.")
     claims = Dict(
+        config=True,
         help="""
         Take these facts about a person from these claims: {"login": claim, "orcid": claim, "email": claim}; "" = never.
 
         Default: the claim `email`, and no other. Name a claim for "login" only if this provider alone gives out the facility's
         logins and nobody chooses their own; whoever has the login becomes that user. The same holds for "orcid".
-        """
-    ).tag(config=True)
-    end_session = Bool(True, help="Sign out of the provider too when somebody signs out of the hub, if it can. Default: True.").tag(
-        config=True
+        """,
     )
+    end_session = Bool(True, config=True, help="Sign out of the provider too when somebody signs out of the hub, if it can.")
 
     def __init__(self, name: str, settings: dict[str, Any], folder: Path, **more: Any) -> None:
         _check(name, settings, self.class_trait_names(config=True))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, String, Table, cast, delete, or_, select, update
+from sqlalchemy import JSON, ColumnElement, String, Table, cast, delete, false, or_, select, update
 from sqlalchemy.orm import Session
 
 from .database.tables import Base, Instance, User
@@ -96,7 +96,7 @@ def export(session: Session, login: str) -> dict[str, list[dict[str, Any]]]:
     tables = Base.metadata.tables
     conditions: dict[str, ColumnElement[bool]] = {"user": tables["user"].c.id == user.id}
     for table, column in references():
-        conditions[table.name] = conditions.get(table.name, table.c[column] != table.c[column]) | (table.c[column] == user.id)
+        conditions[table.name] = conditions.get(table.name, false()) | (table.c[column] == user.id)
     owned = select(Instance.id).where(Instance.owner_id == user.id)
     conditions |= {name: _in_history(tables[name], user) for name in ("intent", "instance_event")}
     conditions |= {name: tables[name].c.instance_id.in_(owned) for name in ("instance_experiment", "thumbnail")}

@@ -186,7 +186,4 @@ def _no_constant(constant: str) -> Any:
 
 
 def _frame(name: str, frame: pl.DataFrame, numbers: Iterable[int], faults: Iterable[str | None]) -> pl.DataFrame:
-    origin = (
-        pl.Series(PLACE, [name], pl.String).new_from_index(0, frame.height) if frame.height else pl.Series(PLACE, [], pl.String)
-    )
-    return frame.hstack([origin, pl.Series(LINE, numbers, pl.Int64), pl.Series(FAULT, faults, pl.String)])
+    return frame.with_columns(pl.lit(name).alias(PLACE), pl.Series(LINE, numbers, pl.Int64), pl.Series(FAULT, faults, pl.String))
