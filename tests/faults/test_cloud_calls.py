@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 from faults.proxy import ACTIONS, Fault, FaultProxy
 from made_servers import make_server
+from running_hub import PATIENCE_SECONDS
 from sentences import is_plain
 from spawner_alone import SpawnerAlone, spawner_alone
 
@@ -129,14 +130,22 @@ class Life:
         return True
 
     async def _servers(self, when: str, expected: int | None = 1) -> list[Server]:
-        listed = await self.direct.servers(self.spawner.deployment_id)
-        mine = [server for server in listed if instance_of(server) == self.spawner.instance_id]
-        self.own |= {server["id"] for server in mine}
+        mine = await self._mine()
         if expected != 0 and self.fault.action == "twice":
             # the cloud may take both, until the second finds the port taken
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while len(mine) > 1 and any(server["status"] == "BUILD" for server in mine):
+                    await asyncio.sleep(0.2)
+                    mine = await self._mine()
             mine = [server for server in mine if server["status"] != "ERROR"]
         right = len(mine) <= 1 if expected is None else len(mine) == expected
         self.note(right, f"{when}: {len(mine)} servers")
+        return mine
+
+    async def _mine(self) -> list[Server]:
+        listed = await self.direct.servers(self.spawner.deployment_id)
+        mine = [server for server in listed if instance_of(server) == self.spawner.instance_id]
+        self.own |= {server["id"] for server in mine}
         return mine
 
 
@@ -162,6 +171,9 @@ async def lives(cases: list[Case], clouds_yaml: Path, folder: Path) -> dict[Case
                 "security_groups": ["default"],
                 "stop_timeout_seconds": 8,
                 "boot_timeout_seconds": 30,
+                # each listing goes through two servers that are written in Python
+                "fast_listing_seconds": 0.2,
+                "slow_listing_seconds": 0.8,
             }
             spawner = spawner_alone(proxy.clouds_yaml(clouds_yaml, own), **settings)
             life = Life(proxy, direct, spawner, Fault(action, method, path, times))
