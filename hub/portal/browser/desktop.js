@@ -21,7 +21,9 @@ const layout = byId("layout");
 
 async function askTicket() {
   const query = new URLSearchParams({ width: Math.round(byId("stage").clientWidth), height: Math.round(byId("stage").clientHeight), layout: layout.value });
-  const answer = await fetch(`${address}/ticket`, { method: "POST" });
+  const early = window.firstTicket;
+  delete window.firstTicket;
+  const answer = await (early ?? fetch(`${address}/ticket`, { method: "POST" }));
   const told = answer.headers.get("Content-Type")?.startsWith("application/json") ? await answer.json() : {};
   if (answer.ok) return { ticket: told.ticket, url: `${told.url}?${query}` };
   // what the portal cannot do just now it may do soon; what it refuses it will refuse again
