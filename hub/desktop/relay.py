@@ -45,7 +45,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from hub.access.desktops import Right
-from hub.desktop.rfb import ClientStream, Counts, Handshake, ProtocolError
+from hub.desktop.rfb import KINDS, ClientStream, Counts, Handshake, ProtocolError
 
 SUBPROTOCOL = Subprotocol("hutch.rfb")
 
@@ -116,7 +116,7 @@ class Connection(asyncio.BufferedProtocol):
         self.session = 0
         self.congested = False
         self._websocket = ServerProtocol(subprotocols=[SUBPROTOCOL], max_size=(None, limits.frame_bytes), logger=logger)
-        self._handler = handler_factory(self)
+        self.handler = handler_factory(self)
         self._running: _Session | None = None
         self._lent: memoryview | None = None
         self._opened = False
@@ -218,7 +218,7 @@ class Connection(asyncio.BufferedProtocol):
             if self.close_code is None:
                 close = self._websocket.close_rcvd or self._websocket.close_sent
                 self.close_code = int(close.code) if close else 1006
-            self._handler.on_closed()
+            self.handler.on_closed()
 
     # --- the request
 
@@ -238,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _admit(self, request: Request) -> None:
         try:
-            refusal = await self._handler.admit()
+            refusal = await self.handler.admit()
         except Exception:
             logging.getLogger(__name__).exception("nobody is admitted: the handler failed")
             refusal = Refusal(500)
@@ -251,7 +251,7 @@ class Connection(asyncio.BufferedProtocol):
             self._cancel("request")
             self._later("ping", self.limits.ping_seconds, self._ping)
             self.read_again("admission")
-            self._handler.on_open()
+            self.handler.on_open()
 
     # --- frames
 
@@ -267,24 +267,21 @@ class Connection(asyncio.BufferedProtocol):
             return
         try:
             if self._text is not None:
-                self._add_text(frame)
+                self._add_text(self._text, frame)
             elif self._running:
                 self._running.from_browser(bytes(frame.data))
         except ProtocolError as problem:
             self.end(MALFORMED, {"do": "end", "rule": "malformed", "text": str(problem)})
 
-    def _add_text(self, frame: Frame) -> None:
-        assert self._text is not None
-        self._text += frame.data
-        if len(self._text) > self.limits.text_bytes:
-            raise ProtocolError("a text that is too long")
+    def _add_text(self, text: bytearray, frame: Frame) -> None:
+        text += frame.data
+        self._texts += frame.fin
+        if len(text) > self.limits.text_bytes or self._texts > self.limits.texts_per_second:
+            raise ProtocolError("too much text")
         if frame.fin:
-            self._texts += 1
-            if self._texts > self.limits.texts_per_second:
-                raise ProtocolError("too many texts")
-            self._said(bytes(self._text))
+            self._said(text)
 
-    def _said(self, text: bytes) -> None:
+    def _said(self, text: bytearray) -> None:
         try:
             message = json.loads(text)
         except (ValueError, RecursionError) as problem:
@@ -292,14 +289,15 @@ class Connection(asyncio.BufferedProtocol):
         if not isinstance(message, dict):
             raise ProtocolError("a text that is not a JSON object")
         if message.get("do") != "rfb":
-            self._handler.on_text(message)
+            self.handler.on_text(message)
         elif self._running and message.get("session") == self._running.number:
             self._running.agreed()
 
     def send_read(self, nbytes: int) -> None:
         """What was just read from a desktop, from where it was read to. If it cannot be sent at once, it stays there till then."""
-        self.send(_desktop_reads.buffer[:nbytes])
-        if self._transport.get_write_buffer_size():
+        data = _desktop_reads.buffer[:nbytes]
+        self.send(bytes(data) if self.congested else data)
+        if not self._lent and self._transport.get_write_buffer_size():
             self._lent = _desktop_reads.lend()
 
     def send(self, data: bytes | memoryview) -> None:
@@ -367,13 +365,10 @@ class Connection(asyncio.BufferedProtocol):
             if not self._reasons_not_to_read and not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    def did(self, kind: str) -> None:
-        self._handler.on_input(kind)
-
     def session_lost(self, session: _Session, problem: Exception | None) -> None:
         if session is self._running:
             self._drop_session()
-            self._handler.on_session_lost(session.number, problem)
+            self.handler.on_session_lost(session.number, problem)
 
     def _drop_session(self) -> None:
         if session := self._running:
@@ -418,7 +413,7 @@ class _Session(asyncio.BufferedProtocol):
         self._agreed = self._stopped = False
         self._transport: asyncio.Transport | None = None
         self._reading = True
-        self._early: list[bytes] = []
+        self._early = bytearray()
         self._unsent = b""
         self._stalled: asyncio.TimerHandle | None = None
         self._opening = asyncio.get_running_loop().create_task(self._open(open_upstream))
@@ -452,15 +447,11 @@ class _Session(asyncio.BufferedProtocol):
                 self._connection.send(answer)
             data = self._handshake.rest
             self.flow()
-        counts = self._stream.counts
-        keys, pointers, clipboard = counts.keys, counts.pointers, counts.clipboard_bytes
+        before = self._stream.counts.inputs
         self._to_desktop(self._stream.feed(data))
-        if counts.keys != keys:
-            self._connection.did("key")
-        if counts.pointers != pointers:
-            self._connection.did("pointer")
-        if counts.clipboard_bytes != clipboard:
-            self._connection.did("clipboard")
+        for kind, so_often, until_then in zip(KINDS, self._stream.counts.inputs, before, strict=True):
+            if so_often > until_then:
+                self._connection.handler.on_input(kind)
 
     def _to_desktop(self, data: bytes) -> None:
         if self._transport:
@@ -488,27 +479,18 @@ class _Session(asyncio.BufferedProtocol):
         return _desktop_reads.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._handshake.done and not self._stopped and not self._connection.congested:
+        if self._handshake.done and not self._stopped:
             self._connection.send_read(nbytes)
         else:
-            self.data_received(bytes(_desktop_reads.buffer[:nbytes]))
-
-    def data_received(self, data: bytes) -> None:
-        """Also called by whoever has opened the connection, and read more than was meant for it."""
-        if self._stopped:
-            return
-        if self._handshake.done:
-            self._connection.send(data)
-        else:
-            self._early.append(data)
+            self._early += _desktop_reads.buffer[:nbytes]
 
     def flow(self) -> None:
         """Reads from the desktop while the browser is there for it and takes what it gets."""
         if not self._transport or self._stopped:
             return
         if self._handshake.done and self._early:
-            early, self._early = self._early, []
-            self._connection.send(b"".join(early))
+            self._connection.send(bytes(self._early))
+            self._early.clear()
         wanted = self._handshake.done and not self._connection.congested
         if wanted != self._reading:
             self._reading = wanted

@@ -28,14 +28,35 @@ EXTENDED_DESKTOP_SIZE = -308 & 0xFFFFFFFF
 
 MOST_ENCODINGS = 256
 MOST_SCREENS = 64
-LONGEST_FENCE = 64
+
+SET_PIXEL_FORMAT, SET_ENCODINGS, UPDATE_REQUEST, KEY, POINTER, CUT_TEXT = 0, 2, 3, 4, 5, 6
+CONTINUOUS_UPDATES, FENCE, POWER, DESKTOP_SIZE, QEMU = 150, 248, 250, 251, 255
+
+# the length of messages of one length, and how much of the others says how long they are
+FIXED = {SET_PIXEL_FORMAT: 20, UPDATE_REQUEST: 10, KEY: 8, CONTINUOUS_UPDATES: 10, POWER: 4, QEMU: 12}
+HEADERS = {SET_ENCODINGS: 4, POINTER: 2, CUT_TEXT: 8, FENCE: 9, DESKTOP_SIZE: 8}
+# who may send them. Nobody turns a machine off from within a desktop
+RIGHTS = {
+    SET_PIXEL_FORMAT: Right.VIEW,
+    UPDATE_REQUEST: Right.VIEW,
+    CONTINUOUS_UPDATES: Right.VIEW,
+    FENCE: Right.VIEW,
+    KEY: Right.KEYBOARD,
+    QEMU: Right.KEYBOARD,
+    POINTER: Right.POINTER,
+    DESKTOP_SIZE: Right.RESIZE,
+    POWER: None,
+}
 
 # actions of the extended clipboard, in the flags that its messages begin with ("Extended Clipboard Pseudo-Encoding")
 CAPS, REQUEST, PEEK, NOTIFY, PROVIDE = (1 << bit for bit in range(24, 29))
 ACTIONS = 0xFF000000
 FORMATS = 0x0000FFFF
 TEXT = 1
-TEXT_NOT_TAKEN = (CAPS | REQUEST | NOTIFY | TEXT, 0)
+TEXT_NOT_TAKEN = (CAPS | REQUEST | NOTIFY | TEXT, bytes(4))
+
+
+KINDS = ("key", "pointer", "clipboard")
 
 
 class ProtocolError(Exception):
@@ -52,6 +73,11 @@ class Counts:
     pointers: int = 0
     clipboard_bytes: int = 0
     withheld: int = 0
+
+    @property
+    def inputs(self) -> tuple[int, int, int]:
+        """In the order of KINDS."""
+        return self.keys, self.pointers, self.clipboard_bytes
 
 
 class Handshake:
@@ -97,54 +123,84 @@ class ClientStream:
         self.counts = counts or Counts()
         self._longest_clipboard = longest_clipboard
         self._extended_buttons = extended_buttons
-        self._long_pointers = False
-        self._sizes_understood = False
+        self._encodings: list[int] = []
         self._last_pointer = b""
         self._buffer = bytearray()
         self._skip = 0
-        self._readers = {
-            0: (4, self._pixel_format),
-            2: (4, self._encodings),
-            3: (10, self._plain),
-            4: (8, self._key),
-            5: (6, self._pointer),
-            6: (8, self._cut_text),
-            150: (10, self._plain),
-            248: (9, self._fence),
-            250: (4, self._power),
-            251: (8, self._desktop_size),
-            255: (2, self._extended_key),
-        }
 
     def feed(self, data: bytes) -> bytes:
         self.counts.bytes_in += len(data)
         self._buffer += data
         passed = []
-        while (message := self._next()) is not None:
-            passed.append(message)
+        while message := self._next():
+            passed.append(self._judged(message))
         return b"".join(passed)
 
-    def _next(self) -> bytes | None:
-        """The next message as it is passed on, empty if it is not; None until more has come."""
-        if self._skip:
-            skipped = min(self._skip, len(self._buffer))
+    def _next(self) -> bytes:
+        """The next message, if it is there whole."""
+        if skipped := min(self._skip, len(self._buffer)):
             del self._buffer[:skipped]
             self._skip -= skipped
         if not self._buffer:
-            return None
-        if self._buffer[0] not in self._readers:
-            raise ProtocolError(f"message of unknown type {self._buffer[0]}")
-        header_length, read = self._readers[self._buffer[0]]
-        if len(self._buffer) < header_length:
-            return None
-        return read()
-
-    def _take(self, length: int) -> bytes | None:
+            return b""
+        kind = self._buffer[0]
+        if kind not in FIXED and kind not in HEADERS:
+            raise ProtocolError(f"message of unknown type {kind}")
+        if len(self._buffer) < HEADERS.get(kind, 0):
+            return b""
+        length = FIXED.get(kind) or self._length(kind)
+        if self._skip:
+            return self._next()
         if len(self._buffer) < length:
-            return None
+            return b""
         message = bytes(self._buffer[:length])
         del self._buffer[:length]
         return message
+
+    def _length(self, kind: int) -> int:
+        header = self._buffer
+        if kind == SET_ENCODINGS:
+            return 4 + 4 * _up_to(MOST_ENCODINGS, header[2] << 8 | header[3], "encodings")
+        if kind == FENCE:
+            return 9 + header[8]
+        if kind == DESKTOP_SIZE:
+            return 8 + 16 * _up_to(MOST_SCREENS, header[6], "screens")
+        if kind == CUT_TEXT:
+            return self._cut_text_length()
+        long = bool(header[1] & 0x80)
+        if long and not (self._extended_buttons and EXTENDED_MOUSE_BUTTONS in self._encodings):
+            raise ProtocolError("more mouse buttons than were agreed on")
+        return 6 + long
+
+    def _cut_text_length(self) -> int:
+        """Too long a text is thrown away as it comes, and the connection goes on: people do copy such."""
+        (length,) = struct.unpack_from(">i", self._buffer, 4)
+        needed = Right.CLIPBOARD_IN if length >= 0 else Right.CLIPBOARD_IN | Right.CLIPBOARD_OUT
+        if abs(length) > self._longest_clipboard or not needed & self.rights:
+            self.counts.withheld += 1
+            self._skip = 8 + abs(length)
+        return 8 + abs(length)
+
+    def _judged(self, message: bytes) -> bytes:
+        """A message as it is passed on; empty if it is not.
+
+        FramebufferUpdateRequest (RFC 6143, 7.5.3), SetPixelFormat (7.5.1), EnableContinuousUpdates and ClientFence are everybody's
+        own: what is sent, when, and how a connection is measured.
+        """
+        kind = message[0]
+        if kind == SET_ENCODINGS:
+            return self._set_encodings(message)
+        if kind == CUT_TEXT:
+            return self._cut_text(message)
+        passed = self._allowed(RIGHTS[kind], message)
+        if kind in (KEY, QEMU):
+            self._key(message, bool(passed))
+        elif kind == POINTER:
+            self._pointer(message, bool(passed))
+        elif kind == DESKTOP_SIZE and EXTENDED_DESKTOP_SIZE not in self._encodings:
+            # the answer to SetDesktopSize is that encoding, and TigerVNC 1.12 crashes where it was not announced
+            raise ProtocolError("a new size of the desktop from a browser that does not understand sizes")
+        return passed
 
     def _allowed(self, right: Right | None, message: bytes) -> bytes:
         if right and right in self.rights:
@@ -152,93 +208,44 @@ class ClientStream:
         self.counts.withheld += 1
         return b""
 
-    def _plain(self) -> bytes | None:
-        """FramebufferUpdateRequest (RFC 6143, 7.5.3) and EnableContinuousUpdates: what is sent, and when, is everybody's own."""
-        return self._take(10)
-
-    def _pixel_format(self) -> bytes | None:
-        """SetPixelFormat (RFC 6143, 7.5.1): everybody's own. Only formats that there are."""
-        message = self._take(20)
-        if message and (message[4] not in (8, 16, 32) or not 0 < message[5] <= message[4]):
-            raise ProtocolError(f"pixels of {message[4]} bits and depth {message[5]}")
-        return message
-
-    def _encodings(self) -> bytes | None:
+    def _set_encodings(self, message: bytes) -> bytes:
         """SetEncodings (RFC 6143, 7.5.2): everybody's own, but for two that decide how later messages are read and answered.
 
         A server that may not hand out its clipboard is told that the browser takes extended clipboards, none of them unasked.
         It then announces text instead of sending it, and the request for it is withheld.
         """
-        (number,) = struct.unpack_from(">H", self._buffer, 2)
-        if number > MOST_ENCODINGS:
-            raise ProtocolError(f"{number} encodings")
-        if not (message := self._take(4 + 4 * number)):
-            return None
-        encodings = list(struct.unpack_from(f">{number}I", message, 4))
-        self._long_pointers = self._extended_buttons and EXTENDED_MOUSE_BUTTONS in encodings
-        self._sizes_understood = EXTENDED_DESKTOP_SIZE in encodings
-        if not self._extended_buttons:
-            encodings = [encoding for encoding in encodings if encoding != EXTENDED_MOUSE_BUTTONS]
+        self._encodings = list(struct.unpack_from(f">{len(message) // 4 - 1}I", message, 4))
+        told = [encoding for encoding in self._encodings if self._extended_buttons or encoding != EXTENDED_MOUSE_BUTTONS]
         if Right.CLIPBOARD_OUT in self.rights:
-            return _set_encodings(encodings)
-        if EXTENDED_CLIPBOARD not in encodings:
-            encodings.append(EXTENDED_CLIPBOARD)
-        return _set_encodings(encodings) + _extended_clipboard(*TEXT_NOT_TAKEN)
+            return _encodings(told)
+        return _encodings([*told, EXTENDED_CLIPBOARD]) + _extended_clipboard(*TEXT_NOT_TAKEN)
 
-    def _key(self) -> bytes | None:
-        """KeyEvent (RFC 6143, 7.5.4)."""
-        message = self._take(8)
-        return message and self._typed(message, down=bool(message[1]))
+    def _key(self, message: bytes, passed: bool) -> None:
+        """KeyEvent (RFC 6143, 7.5.4), and of QEMU's messages its "Extended Key Event"."""
+        if message[0] == QEMU and message[1] != 0:
+            raise ProtocolError(f"message of QEMU of unknown type {message[1]}")
+        pressed = message[1] if message[0] == KEY else message[2] | message[3]
+        self.counts.keys += passed and pressed != 0
 
-    def _extended_key(self) -> bytes | None:
-        """QEMU Extended Key Event Message, the only one of QEMU's that is known here."""
-        if self._buffer[1] != 0:
-            raise ProtocolError(f"message of QEMU of unknown type {self._buffer[1]}")
-        message = self._take(12)
-        return message and self._typed(message, down=bool(message[2] or message[3]))
+    def _pointer(self, message: bytes, passed: bool) -> None:
+        """PointerEvent (RFC 6143, 7.5.5), and with a mark in its eighth bit that of "Extended Mouse Buttons Pseudo-Encoding".
 
-    def _typed(self, message: bytes, down: bool) -> bytes:
-        passed = self._allowed(Right.KEYBOARD, message)
-        self.counts.keys += bool(passed) and down
-        return passed
-
-    def _pointer(self) -> bytes | None:
-        """PointerEvent (RFC 6143, 7.5.5), also in the long form of "Extended Mouse Buttons Pseudo-Encoding".
-
-        Servers that do not know that form take its last byte for the type of another message.
+        Browsers repeat themselves: only a button held down, or another place, is something that a person did.
         """
-        marked = bool(self._buffer[1] & 0x80)
-        if marked and not self._long_pointers:
-            raise ProtocolError("more mouse buttons than were agreed on")
-        if not (message := self._take(6 + marked)):
-            return None
-        if marked and message[6] & 0xFC:
+        more = message[6] if len(message) > 6 else 0
+        if more & 0xFC:
             raise ProtocolError("mouse buttons that there are not")
-        passed = self._allowed(Right.POINTER, message)
-        # browsers repeat themselves: only a button held down, or another place, is something that a person did
-        pressed = message[1] & 0x7F or (marked and message[6])
-        if passed and (pressed or message != self._last_pointer):
-            self.counts.pointers += 1
+        self.counts.pointers += passed and (message[1] & 0x7F or more or message != self._last_pointer) != 0
         self._last_pointer = message
-        return passed
 
-    def _cut_text(self) -> bytes | None:
-        """ClientCutText (RFC 6143, 7.5.6) and, where the length is negative, "Extended Clipboard Pseudo-Encoding".
-
-        Too long a text is thrown away as it comes, and the connection goes on: people do copy such.
-        """
-        (length,) = struct.unpack_from(">i", self._buffer, 4)
-        needed = Right.CLIPBOARD_IN if length >= 0 else Right.CLIPBOARD_IN | Right.CLIPBOARD_OUT
-        if abs(length) > self._longest_clipboard or not needed & self.rights:
-            self.counts.withheld += 1
-            del self._buffer[:8]
-            self._skip = abs(length)
-            return b""
-        if not (message := self._take(8 + abs(length))):
-            return None
-        passed = message if length >= 0 else self._extended_cut_text(message[8:])
-        if passed and (length >= 0 or passed[8] & PROVIDE >> 24):
-            self.counts.clipboard_bytes += abs(length)
+    def _cut_text(self, message: bytes) -> bytes:
+        """ClientCutText (RFC 6143, 7.5.6) and, where the length is negative, "Extended Clipboard Pseudo-Encoding"."""
+        if not message[4] & 0x80:
+            passed = provided = self._allowed(Right.CLIPBOARD_IN, message)
+        else:
+            passed = self._extended_cut_text(message[8:])
+            provided = passed if passed and message[8] == PROVIDE >> 24 else b""
+        self.counts.clipboard_bytes += max(0, len(provided) - 8)
         return passed
 
     def _extended_cut_text(self, body: bytes) -> bytes:
@@ -263,30 +270,11 @@ class ClientStream:
             return _extended_clipboard(flags, body[4:])
         return _extended_clipboard(*TEXT_NOT_TAKEN)
 
-    def _fence(self) -> bytes | None:
-        """ClientFence: the answers by which the server measures a connection; everybody's own."""
-        length = self._buffer[8]
-        if length > LONGEST_FENCE:
-            raise ProtocolError(f"a fence of {length} bytes")
-        return self._take(9 + length)
 
-    def _power(self) -> bytes | None:
-        """xvp Client Message: turns machines off, which nobody does from within a desktop."""
-        message = self._take(4)
-        return message and self._allowed(None, message)
-
-    def _desktop_size(self) -> bytes | None:
-        """SetDesktopSize: a new size is everybody's.
-
-        The answer is an encoding, and TigerVNC 1.12 crashes with all that runs on the desktop where that was not announced.
-        """
-        screens = self._buffer[6]
-        if not 0 < screens <= MOST_SCREENS:
-            raise ProtocolError(f"a desktop of {screens} screens")
-        if not self._sizes_understood:
-            raise ProtocolError("a new size of the desktop from a browser that does not understand sizes")
-        message = self._take(8 + 16 * screens)
-        return message and self._allowed(Right.RESIZE, message)
+def _up_to(most: int, number: int, what: str) -> int:
+    if not number <= most:
+        raise ProtocolError(f"{number} {what}")
+    return number
 
 
 def _unpacks_within(limit: int, flags: int, packed: bytes) -> bool:
@@ -304,10 +292,9 @@ def _unpacks_within(limit: int, flags: int, packed: bytes) -> bool:
     return True
 
 
-def _set_encodings(encodings: list[int]) -> bytes:
+def _encodings(encodings: list[int]) -> bytes:
     return struct.pack(f">BxH{len(encodings)}I", 2, len(encodings), *encodings)
 
 
-def _extended_clipboard(flags: int, rest: bytes | int = b"") -> bytes:
-    body = rest if isinstance(rest, bytes) else struct.pack(">I", rest)
-    return struct.pack(">B3xiI", 6, -4 - len(body), flags) + body
+def _extended_clipboard(flags: int, rest: bytes = b"") -> bytes:
+    return struct.pack(">B3xiI", CUT_TEXT, -4 - len(rest), flags) + rest

@@ -150,7 +150,7 @@ class Guest:
         transport.set_protocol(protocol)
         transport.resume_reading()
         protocol.connection_made(transport)
-        transport.write(rfb.SHARED)
+        transport.write(b"\x01")  # ClientInit: shared
         return transport
 
     def on_text(self, message: dict[str, Any]) -> None: ...
@@ -190,7 +190,7 @@ class Viewer:
 async def viewer(socket: Path, rights: Right, password: bytes) -> AsyncIterator[Viewer]:
     server = await serve("127.0.0.1", 0, lambda connection: Guest(connection, socket, rights, password))
     address = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with connect(address, subprotocols=["hutch.rfb"], compression=None, proxy=None) as websocket:
+    async with asyncio.timeout(60), connect(address, subprotocols=["hutch.rfb"], compression=None, proxy=None) as websocket:
         viewer = Viewer(websocket)
         await viewer.begin()
         yield viewer
