@@ -36,6 +36,10 @@ SENTENCES = {
 }
 
 
+def pause(tries: int) -> timedelta:
+    return min(FIRST_PAUSE * 2 ** min(tries, 20), LONGEST_PAUSE)
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """A launch in the queue. held: instances that its user has already. places: as its plan says; none is the site's first."""
@@ -58,8 +62,7 @@ class Waiting:
         """When it may be posted (again): with pauses that grow, and not all at once."""
         if self.tried_at is None:
             return self.since
-        pause = min(FIRST_PAUSE * 2 ** min(self.tries, 20), LONGEST_PAUSE)
-        return self.tried_at + pause * Random(f"{self.intent_id}/{self.tries}").uniform(0.75, 1.25)  # noqa: S311 - no secret
+        return self.tried_at + pause(self.tries) * Random(f"{self.intent_id}/{self.tries}").uniform(0.75, 1.25)  # noqa: S311 - no secret
 
     def verdicts(self, rooms: Mapping[str, Room]) -> dict[str, Verdict]:
         return {place: verdict(rooms.get(place), self.flavor) for place in self.places or ("",)}

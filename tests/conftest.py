@@ -25,14 +25,12 @@ HURRY = """
 import datetime
 import hub.database.engine
 import hub.queue
-import hub.steward.following
 import hub.steward.tasks
 import spawner.cloud
 import spawner.reflector
 hub.steward.tasks.STOP_OVERDUE = datetime.timedelta(seconds=2)
-hub.steward.tasks.FIRST_PAUSE = datetime.timedelta(seconds=1)
 hub.queue.FIRST_PAUSE = datetime.timedelta(seconds=1)
-hub.steward.following.AGAIN_SECONDS = 1
+hub.steward.tasks.AGAIN_SECONDS = 1
 hub.database.engine.BUSY_TIMEOUT_SECONDS = 6
 spawner.cloud.CATALOGUE_SECONDS = 0
 spawner.reflector.FRESH_SECONDS = 3

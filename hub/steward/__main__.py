@@ -30,7 +30,7 @@ from .firewall import Keeping
 from .following import Following
 from .queueing import Queueing
 from .reconciling import Reconciler
-from .tasks import Launched, Pauses, expire, finish_stops, long_stopped, purge, to_take_back
+from .tasks import Launched, Pauses, after_runs, expire, finish_stops, long_stopped, purge, to_take_back
 
 log = structlog.get_logger()
 DAY_SECONDS = 86_400.0
@@ -171,9 +171,9 @@ async def serve() -> None:
             steward.repeat(steward.mail, every, acts=False),
             steward.repeat(steward.prune, DAY_SECONDS, acts=False),
             steward.repeat(steward.reconcile, facility.hutch.reconcile_interval_seconds),
-            *([steward.repeat(keeping.keep_firewall, min(every, LOOK_SECONDS))] if firewall.ways else []),
+            *([steward.repeat(after_runs(facility, keeping.keep_firewall), min(every, LOOK_SECONDS))] if firewall.ways else []),
             steward.repeat(Queueing(facility, steward.clouds, partial(_served, hub), steward.post).call_turns, every),
-            steward.repeat(Following(facility, hub).follow_runs, min(every, LOOK_SECONDS)),
+            steward.repeat(after_runs(facility, Following(facility, hub).follow_runs), min(every, LOOK_SECONDS)),
         )
 
 

@@ -24,10 +24,8 @@ from ..access import Terms
 from ..database.tables import Instance, now
 from ..facility import Facility
 from ..firewall import Firewall, Subject, spelled
-from ..group_sync import runs_done
 
 log = structlog.get_logger()
-AGAIN_SECONDS = 30.0
 ASK_AGAIN_SECONDS = 300.0
 
 
@@ -38,30 +36,21 @@ def subjects(session: Session, instance_ids: Collection[str], terms: Terms) -> d
 
 @dataclass
 class Keeping:
-    """A pass after each run, and at an interval for what admins change and what expires. due: of the event loop's clock.
-
-    fixed: the groups that the site has on every instance anyway.
-    """
+    """fixed: the groups that the site has on every instance anyway."""
 
     facility: Facility
     clouds: Mapping[str, Cloud]
     firewall: Firewall
     fixed: Collection[str] = ()
-    runs: int = -1
-    due: float = 0.0
     told: dict[str, tuple[dict[str, Any], float, set[str] | None]] = field(default_factory=dict)
 
     async def keep_firewall(self) -> None:
-        clock, runs = asyncio.get_running_loop().time, await self.facility.ask(runs_done)
-        if runs == self.runs and clock() < self.due:
-            return
         for cloud in set(self.clouds.values()):
             try:
                 await self._keep(cloud)
             except CloudError as error:
                 # another cloud does not wait for this one
                 log.warning("the firewall is put off", cloud=cloud.name, error=str(error), detail=error.detail)
-        self.runs, self.due = runs, clock() + AGAIN_SECONDS
 
     async def _keep(self, cloud: Cloud) -> None:
         deployment_id, rules = self.facility.deployment_id, self.firewall.rules

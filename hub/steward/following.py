@@ -6,7 +6,6 @@ Whoever is no longer on an experiment loses the running instance, or the part in
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,14 +20,12 @@ from sqlalchemy.orm import Session, aliased, joinedload
 from .. import access, instances, notices, records
 from ..database.tables import Experiment, ExperimentMember, Instance, InstanceMember, IntentKind, MemberRole, User, now
 from ..facility import Facility
-from ..group_sync import runs_done
 from ..services import STEWARD
 from .guard import Guard
 from .tasks import Launched, meant_to_run
 
 log = structlog.get_logger()
 
-AGAIN_SECONDS = 30.0
 ALLOW_FILE = "allow-revocations"
 
 
@@ -140,21 +137,14 @@ def end_part(session: Session, loss: Loss, ask: str) -> None:
 
 @dataclass
 class Following:
-    """A pass after each run, and at an interval for what admins change and what expires. due: of the event loop's clock."""
-
     facility: Facility
     hub: aiohttp.ClientSession
-    runs: int = -1
-    due: float = 0.0
     without_share: set[Loss] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.facility, ALLOW_FILE)
 
     async def follow_runs(self) -> None:
-        clock, runs = asyncio.get_running_loop().time, await self.facility.ask(runs_done)
-        if runs == self.runs and clock() < self.due:
-            return
         terms = self.facility.hutch.terms(now())
         owners = await self.facility.ask(partial(owners_out, terms=terms))
         guests = await self._sharing(await self.facility.ask(partial(guests_out, terms=terms)))
@@ -163,7 +153,6 @@ class Following:
                 await self._stop(loss)
             for loss in guests:
                 await self._revoke(loss)
-        self.runs, self.due = runs, clock() + AGAIN_SECONDS
 
     async def _sharing(self, former: Sequence[Loss]) -> list[Loss]:
         """Those with whom it is shared, by our records or in JupyterHub, which is asked once about each."""

@@ -6,10 +6,11 @@ repeated at a later pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, wraps
 from urllib.parse import quote
 
 import structlog
@@ -24,13 +25,14 @@ from spawner.servers import Server, instance_of, is_ended, task_of
 from .. import instances, queue
 from ..database.tables import Instance, Intent, IntentKind, Outcome, User, now
 from ..facility import Facility
+from ..group_sync import runs_done
 from ..services import STEWARD
 
 log = structlog.get_logger()
 
 # a stop that the hub has not carried out by then was cut off
 STOP_OVERDUE = timedelta(minutes=2)
-FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(minutes=10)
+AGAIN_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,21 @@ class Launched:
     def path(self) -> str:
         """Of JupyterHub's API."""
         return f"users/{quote(self.login, safe='')}/servers/{quote(self.server_name, safe='')}"
+
+
+def after_runs(facility: Facility, task: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """The task after each run, and at an interval for what admins change and what expires; at the next look where it failed."""
+    runs, due = -1, 0.0
+
+    @wraps(task)
+    async def paced() -> None:
+        nonlocal runs, due
+        clock, found = asyncio.get_running_loop().time, await facility.ask(runs_done)
+        if found != runs or clock() >= due:
+            await task()
+            runs, due = found, clock() + AGAIN_SECONDS
+
+    return paced
 
 
 def expire(session: Session, grace: timedelta) -> list[Launched]:
@@ -130,7 +147,7 @@ class Pauses:
 
     def due(self, key: str, at: datetime) -> bool:
         tries, last = self.tried.get(key, (0, datetime.min.replace(tzinfo=at.tzinfo)))
-        due = at - last >= min(FIRST_PAUSE * 2 ** min(tries, 20), LONGEST_PAUSE)
+        due = at - last >= queue.pause(tries)
         if due:
             self.tried[key] = (tries + 1, at)
         return due

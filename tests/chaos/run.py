@@ -45,10 +45,11 @@ OPERATION_SECONDS = 180
 CONVERGE_SECONDS = 180
 CONFIG = """
 import datetime
+import hub.queue
 import hub.steward.tasks
 hub.steward.tasks.STOP_OVERDUE = datetime.timedelta(seconds=2)
-hub.steward.tasks.FIRST_PAUSE = datetime.timedelta(seconds=1)
-hub.steward.tasks.LONGEST_PAUSE = datetime.timedelta(seconds=5)
+hub.queue.FIRST_PAUSE = datetime.timedelta(seconds=1)
+hub.queue.LONGEST_PAUSE = datetime.timedelta(seconds=5)
 c.Hutch.delete_grace_days = 0
 c.OpenStackSpawner.boot_timeout_seconds = 20
 c.ConfigurableHTTPProxy.check_running_interval = 1

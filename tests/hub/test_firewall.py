@@ -204,8 +204,9 @@ def test_a_hook_over_http(status, body, answer):
 CONFIG = f"""
 import json
 import hub.steward.firewall
+import hub.steward.tasks
 import spawner.cloud
-hub.steward.firewall.AGAIN_SECONDS = hub.steward.firewall.ASK_AGAIN_SECONDS = 0.3
+hub.steward.tasks.AGAIN_SECONDS = hub.steward.firewall.ASK_AGAIN_SECONDS = 0.3
 spawner.cloud.CATALOGUE_SECONDS = 0
 c.Hutch.reconcile_interval_seconds = 3600
 c.Hutch.firewall = {DECLARED | {"groups": {name: group for name, group in DECLARED["groups"].items() if "rules" in group}}!r}

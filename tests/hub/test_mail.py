@@ -23,12 +23,11 @@ from sqlalchemy.orm import Session
 from traitlets import TraitError
 from traitlets.config import Config
 
-from hub import mail, notices
+from hub import mail, notices, queue
 from hub.configuration import Hutch
 from hub.database.engine import open_database
 from hub.database.tables import Notice, User, now
 from hub.facility import Facility
-from hub.steward import tasks
 from hub.steward.__main__ import Steward
 
 
@@ -175,7 +174,7 @@ def test_another_kind_of_address_is_refused():
 @pytest.fixture
 def steward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steward:
     """Tries again at once. Ann has an address, bob has none."""
-    monkeypatch.setattr(tasks, "FIRST_PAUSE", timedelta(0))
+    monkeypatch.setattr(queue, "FIRST_PAUSE", timedelta(0))
     url = database_url(tmp_path)
     upgrade(open_database(url))
     facility = Facility(Hutch(config=Config(Hutch={"database_url": url})))

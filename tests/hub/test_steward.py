@@ -15,8 +15,9 @@ from hub import instances
 from hub.configuration import Hutch
 from hub.database.tables import Instance, IntentKind, Notice, Outcome, now
 from hub.facility import Facility
+from hub.queue import LONGEST_PAUSE
 from hub.steward.__main__ import Steward
-from hub.steward.tasks import LONGEST_PAUSE, Pauses
+from hub.steward.tasks import Pauses
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
