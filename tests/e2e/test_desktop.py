@@ -107,11 +107,15 @@ def watches(page: Page) -> None:
     is_open(page)
 
 
+def write(page: Page, line: str) -> None:
+    page.get_by_role("application").focus()
+    page.keyboard.type(line)
+    page.keyboard.press("Enter")
+
+
 def paint(page: Page, colour: str) -> None:
     """Types what fills the terminal with a colour."""
-    page.get_by_role("application").focus()
-    page.keyboard.type(f"printf '\\033[{COLOURS[colour][1]}m'; clear")
-    page.keyboard.press("Enter")
+    write(page, f"printf '\\033[{COLOURS[colour][1]}m'; clear")
 
 
 def share_of(page: Page, colour: str) -> float:
@@ -184,8 +188,14 @@ def test_people_share_a_desktop_as_its_owner_allows(sign_in: Callable[[str], Pag
     drives(owner)
     watches(guest)
     sees(guest, "green")
-    paint(owner, "blue")
-    sees(guest, "blue")
+
+    # whoever drives types with the layout of their own keyboard: where the US one has z, the German one has y
+    write(owner, "alias y=clear")
+    write(owner, f"printf '\\033[{COLOURS['blue'][1]}m'")
+    owner.get_by_role("button", name="Keyboard", exact=True).click()
+    owner.get_by_label("Layout of your keyboard").select_option("de")
+    owner.keyboard.press("Escape")
+    until(lambda: write(owner, "z") or share_of(guest, "blue") > 0.5, "the desktop has the new layout", 20)
 
     # who is removed is out, and stays out
     owner.get_by_role("button", name="People").click()
