@@ -50,6 +50,7 @@ from hub.desktop.rfb import KINDS, ClientStream, Counts, Handshake, ProtocolErro
 SUBPROTOCOL = Subprotocol("hutch.rfb")
 
 MALFORMED, TOO_SLOW = 4400, 4408
+LONGEST_HEADER = 10  # of a frame that is not masked; what is read from a desktop has as much room before it
 
 # of its own and quiet: the library's would write tickets down when somebody sets the root logger to DEBUG
 logger = logging.getLogger("hub.desktop.websocket")
@@ -295,22 +296,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def send_read(self, nbytes: int) -> None:
         """What was just read from a desktop, from where it was read to. If it cannot be sent at once, it stays there till then."""
-        data = _desktop_reads.buffer[:nbytes]
-        self.send(bytes(data) if self.congested else data)
+        header, place = _frame_header(nbytes), _desktop_reads.place
+        start, end = LONGEST_HEADER - len(header), LONGEST_HEADER + nbytes
+        place[start:LONGEST_HEADER] = header
+        self.counts.bytes_out += nbytes
+        self._transport.write(bytes(place[start:end]) if self.congested else place[start:end])
         if not self._lent and self._transport.get_write_buffer_size():
             self._lent = _desktop_reads.lend()
 
-    def send(self, data: bytes | memoryview) -> None:
-        """A binary frame, from a desktop: not by the library, which would copy the whole of it into a new one."""
-        length = len(data)
-        if length < 126:
-            header = bytes((0x82, length))
-        elif length < 65536:
-            header = struct.pack(">BBH", 0x82, 126, length)
-        else:
-            header = struct.pack(">BBQ", 0x82, 127, length)
-        self.counts.bytes_out += length
-        self._transport.writelines((header, data))
+    def send(self, data: bytes) -> None:
+        self.counts.bytes_out += len(data)
+        self._transport.write(_frame_header(len(data)) + data)
 
     def _write_out(self) -> None:
         for data in self._websocket.data_to_send():
@@ -377,6 +373,13 @@ class Connection(asyncio.BufferedProtocol):
             self.read_again("desktop")
 
 
+def _frame_header(length: int) -> bytes:
+    """Of a binary frame (RFC 6455, 5.2): the library would make a copy of what it frames."""
+    if length < 126:
+        return bytes((0x82, length))
+    return struct.pack(">BBH", 0x82, 126, length) if length < 65536 else struct.pack(">BBQ", 0x82, 127, length)
+
+
 class _DesktopReads:
     """What is read from desktops goes to one place too, and from there to the browser, without having been copied.
 
@@ -387,12 +390,15 @@ class _DesktopReads:
     most_spare = 16
 
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(self.size))
+        self.place = self._make()
         self._spare: list[memoryview] = []
 
     def lend(self) -> memoryview:
-        lent, self.buffer = self.buffer, self._spare.pop() if self._spare else memoryview(bytearray(self.size))
+        lent, self.place = self.place, self._spare.pop() if self._spare else self._make()
         return lent
+
+    def _make(self) -> memoryview:
+        return memoryview(bytearray(LONGEST_HEADER + self.size))
 
     def give_back(self, lent: memoryview | None) -> None:
         if lent and len(self._spare) < self.most_spare:
@@ -476,13 +482,13 @@ class _Session(asyncio.BufferedProtocol):
         self.flow()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _desktop_reads.buffer
+        return _desktop_reads.place[LONGEST_HEADER:]
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._handshake.done and not self._stopped:
             self._connection.send_read(nbytes)
         else:
-            self._early += _desktop_reads.buffer[:nbytes]
+            self._early += _desktop_reads.place[LONGEST_HEADER : LONGEST_HEADER + nbytes]
 
     def flow(self) -> None:
         """Reads from the desktop while the browser is there for it and takes what it gets."""
