@@ -47,7 +47,10 @@ channel.addEventListener("waiting", ({ detail }) => {
   const why = detail.slow ? "The line was too slow, or nobody was at the desktop for long." : reason;
   const tell = () => {
     byId("waiting").hidden = false;
-    byId("waiting-words").textContent = !again ? "Connecting to the desktop" : seconds > 0 ? `${why} Connecting again in ${seconds} s.` : "Connecting again";
+    // said once; the seconds are only seen
+    const words = again ? `${why} Connecting again`.trim() : "Connecting to the desktop";
+    if (byId("waiting-words").textContent !== words) byId("waiting-words").textContent = words;
+    byId("waiting-seconds").textContent = again && seconds > 0 ? ` in ${seconds} s` : "";
     byId("again").hidden = !(again && seconds > 0);
     seconds -= 1;
   };
@@ -57,6 +60,7 @@ channel.addEventListener("waiting", ({ detail }) => {
 channel.addEventListener("back", () => {
   clearInterval(counting);
   byId("again").hidden = true;
+  byId("waiting-seconds").textContent = "";
   byId("waiting-words").textContent = "Waiting for the first picture";
 });
 channel.addEventListener("rfb", ({ detail }) => {
