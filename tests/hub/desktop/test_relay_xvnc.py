@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from running_hub import PATIENCE_SECONDS
 from websockets.asyncio.client import connect
 from Xlib import X, Xatom
 from Xlib.display import Display
@@ -175,7 +176,7 @@ class Viewer:
         await self.until(b"\x00\x00\x00")
 
     async def until(self, wanted: bytes) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while wanted not in self.seen:
                 self.seen += await self.websocket.recv()
 

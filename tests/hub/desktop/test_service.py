@@ -169,7 +169,7 @@ def test_who_loses_their_part_is_out_within_a_second(desktops, instance, owner, 
     how(desktops, instance, driver, hers)
     began = time.monotonic()
     assert page.until_out() == (4403, rule)
-    assert time.monotonic() - began < AT_ONCE_SECONDS + 2  # of a busy machine
+    assert time.monotonic() - began < AT_ONCE_SECONDS + 9  # of a busy machine
     desktops.until_session(instance, driver, lambda row: row.end_reason == rule, "the reason is written down")
     hers.until_room(lambda room: len(room["people"]) == 1, "the others see that")
 
