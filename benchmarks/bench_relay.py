@@ -392,11 +392,12 @@ def main() -> None:
         against = "a direct connection to the desktop"
         figures.append(Figure("added to an echo, p99", round(p99, 2), "ms", 2.0, against))
         figures.append(Figure("added to an echo, median", round(median, 2), "ms", None, against))
+        # of relays that have not had anybody before, whose memory could be used again
         print("memory:")
-        held = memory_per_viewer(ours, MANY_VIEWERS, MANY_DESKTOPS)
-        figures.append(Figure("memory of an idle viewer", round(held), "KiB", 200, "none"))
-        held = memory_per_viewer(ours_tls, MANY_VIEWERS, MANY_DESKTOPS)
-        figures.append(Figure("memory of an idle viewer, TLS behind", round(held), "KiB", 200, "none"))
+        for fresh, behind in ((relay(plain), ""), (relay(secured, secrets), ", TLS behind")):
+            with fresh as side:
+                held = memory_per_viewer(side, MANY_VIEWERS, MANY_DESKTOPS)
+            figures.append(Figure(f"memory of an idle viewer{behind}", round(held), "KiB", 200, "none"))
     report(*figures)
 
 
