@@ -20,7 +20,7 @@ from spawner.cloud import Cloud
 
 CLOUDS_YAML = Path(os.environ.get("HUTCH_TEST_CLOUD", ""))
 IMAGE_FILE = Path(os.environ.get("HUTCH_TEST_IMAGE", ""))
-IMAGE = "base-notebook"
+IMAGE = "base-desktop"
 HUB_ADDRESS = "10.77.0.1"
 """Of the machine on the network of its servers, as `tests/openstack/cloud` makes it."""
 PORTS = (8765, 8888)

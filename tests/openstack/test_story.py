@@ -1,4 +1,5 @@
-"""The whole story in a real browser, on a virtual machine of the real cloud: launch, work, stop, start, find the file, delete."""
+"""The whole story in a real browser, on a virtual machine of the real cloud: launch, work, see the desktop, stop, start, find the
+file, delete."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from browser import chromium, delete_instance, run_cell
+from desktops import SESSION, drives, paint, sees
 from facility_hub import FacilityHub
 from openstack.connection import Connection
 from playwright.sync_api import Browser, Page, expect
@@ -18,11 +20,15 @@ from running_hub import until
 CLOUDS_YAML = os.environ.get("HUTCH_TEST_CLOUD", "")
 # an emulated processor on a busy machine
 LAUNCH_MS = 500_000
-WRITTEN = "from pathlib import Path; Path('kept.txt').write_text('beam on'); print(6 * 7)"
+WRITTEN = (
+    "from pathlib import Path; Path('kept.txt').write_text('beam on'); session = Path.home() / '.config/hutch/desktop'; "
+    f"session.parent.mkdir(parents=True); session.write_text({SESSION!r}); session.chmod(0o755); print(6 * 7)"
+)
 CONFIG = """
 c.JupyterHub.hub_ip = "10.77.0.1"
 c.ConfigurableHTTPProxy.api_url = c.ConfigurableHTTPProxy.api_url.replace("http:", "https:")
 c.Hutch.delete_grace_days = 0
+c.Hutch.desktop_relays = 1
 c.Spawner.http_timeout = 120
 c.OpenStackSpawner.cloud_name = "hutch-app"
 c.OpenStackSpawner.network = "hutch"
@@ -38,7 +44,7 @@ c.OpenStackSpawner.slow_listing_seconds = 5
 def facility(real_cloud: Connection, firewall: Callable[[str], str], tmp_path: Path) -> Iterator[FacilityHub]:
     guarded = f"c.OpenStackSpawner.security_groups = [{firewall('10.77.0.1')!r}]\n"
     hub = FacilityHub(tmp_path, SimpleNamespace(clouds_yaml=CLOUDS_YAML), CONFIG + guarded)
-    hub.plan("machine", image="base-notebook", flavor="m1.small")
+    hub.plan("machine", image="base-desktop", flavor="m1.small")
     try:
         hub.start()
         yield hub
@@ -79,6 +85,14 @@ def works(page: Page, home: str) -> None:
     page.get_by_role("button", name="Launch").click()
     until_open(page)
     run_cell(page, WRITTEN, "42")
+
+    page.goto(home)
+    page.locator("article", has_text="Films").get_by_role("link", name="Desktop").click()
+    drives(page)
+    paint(page, "green")
+    sees(page, "green")
+    if folder := os.environ.get("HUTCH_TEST_PICTURES"):
+        page.screenshot(path=Path(folder) / "real-desktop.png")
 
     page.goto(home)
     page.locator("article", has_text="Films").get_by_role("button", name="Stop").click()
