@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -185,7 +186,8 @@ def test_staff_are_told_what_is_in_the_records_and_what_goes_with_them(session):
 def test_a_refusal_tells_nothing_of_what_is_not_theirs(session, question):
     login, action, *objects = question.split()
     try:
-        words = repr(explain(session, TERMS, login, action, objects))
+        # where objects lie in memory can read like a name
+        words = re.sub("0x[0-9a-f]+", "", repr(explain(session, TERMS, login, action, objects)))
     except QuestionError as error:
         words = str(error)
     assert not any(secret in words for secret in ("Secret", "Nano", "Films", "ada", "Ada"))
