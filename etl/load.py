@@ -154,20 +154,21 @@ def _compare_all(
     extract, known = found.extract, {}
     frames = extract.frames
     others = {target for name in frames for target in SHAPES[name].targets}
-    # the database is read while what came before is compared
-    with ThreadPoolExecutor(1) as reader:
-        held = {
+    # the database is read, and frames are made of what was read, while what came before is compared
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as maker:
+        asked = {
             name: reader.submit(store.held, connection, shape, shape.stored if name in frames else ["id"])
             for name, shape in SHAPES.items()
             if name in frames or name in others
         }
+        held = {name: maker.submit(lambda one: one.result()(), one) for name, one in asked.items()}
         for name in held:
             if name not in frames:
-                known[name] = ids(held[name].result()(), None, None)
+                known[name] = ids(held[name].result(), None, None)
                 continue
             tell(f"comparing {name}")
             sieve = Sieve(name, frames[name], source.time_zone, today)
-            sieve.meet(held[name].result()(), source.name)
+            sieve.meet(held[name].result(), source.name)
             sieve.check_values()
             if name == "user":
                 sieve.check_logins()

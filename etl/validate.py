@@ -148,13 +148,16 @@ class Sieve:
 
     def check_logins(self) -> None:
         """A login is a JupyterHub account and a home: it stays with its person, and never passes to another."""
+        if not self.fresh.height:
+            return
         reason = "the login of user '{}' is '{}' and cannot become '{}': instances hang on it"
         moved = pl.col("_held_login") != pl.col("login")
         self._refuse_where("login", moved, pl.format(reason, "id", "_held_login", "login"))
         owners = self.held.select("login", _owner="id")
         # few are claimed twice, and a look at each group of one would take long
-        claimed = self.fresh.filter(pl.col("login").is_duplicated() | pl.col("login").is_in(owners["login"].implode()))
-        claimed = claimed.with_columns(_first=pl.col("id").first().over("login")).join(owners, on="login", how="left")
+        claimed = self.fresh.join(owners, on="login", how="left", maintain_order="left")
+        claimed = claimed.filter(pl.col("login").is_duplicated() | pl.col("_owner").is_not_null())
+        claimed = claimed.with_columns(_first=pl.col("id").first().over("login"))
         taken = claimed.filter(pl.col("login").is_not_null() & (pl.coalesce("_owner", "_first") != pl.col("id")))
         reason = "'{}' belongs to user '{}'; a login is never given to another person"
         self._refuse(taken, "login", pl.format(reason, "login", pl.coalesce("_owner", "_first")))
