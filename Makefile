@@ -6,11 +6,6 @@ BIN := $(VENV)/bin
 # most tests wait for programs that start, so two more than cores are not too many; those of one file share what they start;
 # tests/conftest.py says in which order the files come
 PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 2) --dist loadfile --no-loadscope-reorder
-# what asks the database anything that SQLite and PostgreSQL could answer differently: records, turns, the queue, the steward;
-# etl's tests run on both anyway
-ON_POSTGRESQL := $(patsubst %, tests/hub/test_%.py, authenticator capacity database explain following instances launching mail \
-  personal_data portal_alone portal_staff reconciling records seal sharing steward waiting) \
-  tests/hub/desktop/test_ledger.py tests/faults/test_hub_killed.py
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/node_modules/.bin:$(PATH)
 
 .PHONY: help demo test test-postgresql test-openstack bench-openstack spawner-contract chaos check bench lock setup clean
@@ -28,8 +23,8 @@ demo:  ## load the example facility, run cloud, hub and portal, print one addres
 test: setup check  ## check the code, then run the tests (ARGS="-k name" to choose)
 	@$(PYTEST) $(ARGS)
 
-test-postgresql: setup  ## run what touches the database on a real PostgreSQL
-	@HUTCH_TEST_DATABASE=postgresql $(PYTEST) $(ON_POSTGRESQL) $(ARGS)
+test-postgresql: setup  ## run the hub's tests on a real PostgreSQL (those of etl run on both anyway)
+	@HUTCH_TEST_DATABASE=postgresql $(PYTEST) tests/hub tests/faults --ignore tests/faults/test_cloud_calls.py $(ARGS)
 
 test-openstack: setup  ## as root: a real OpenStack and our image; the contract and a launch on them (a quarter of an hour)
 	@tests/openstack/check $(ARGS)

@@ -159,16 +159,20 @@ def send_away(desktops, instance, who, owner) -> None:
     owner.say("remove", who=who.id)
 
 
+# the steward may have ended the part of who left the experiment before the relay looks
 @pytest.mark.parametrize(
-    ("how", "rule"), [(remove, "not-yours"), (leave_experiment, "experiment-membership"), (send_away, "sent-away")]
+    ("how", "rules"),
+    [(remove, {"not-yours"}), (leave_experiment, {"experiment-membership", "not-yours"}), (send_away, {"sent-away"})],
 )
-def test_who_loses_their_part_is_out_within_a_second(desktops, instance, owner, how, rule):
+def test_who_loses_their_part_is_out_within_a_second(desktops, instance, owner, how, rules):
     driver = desktops.member(instance, "driver")
     hers = desktops.opened(instance, owner).until_shown(drives=True)
     page = desktops.opened(instance, driver).until_shown(drives=False)
     how(desktops, instance, driver, hers)
     began = time.monotonic()
-    assert page.until_out() == (4403, rule)
+    code, rule = page.until_out()
+    assert code == 4403
+    assert rule in rules
     assert time.monotonic() - began < AT_ONCE_SECONDS + 9  # of a busy machine
     desktops.until_session(instance, driver, lambda row: row.end_reason == rule, "the reason is written down")
     hers.until_room(lambda room: len(room["people"]) == 1, "the others see that")
