@@ -110,6 +110,7 @@ def in_background(proxy: Surroundings) -> None:
 def main() -> None:
     taken: dict[str, list[float]] = {"script": [], "Hutch": []}
     calls: dict[str, list[int]] = {"script": [], "Hutch": []}
+    real.put_image()
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
         user_data = b64encode(

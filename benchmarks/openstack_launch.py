@@ -12,8 +12,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ c.OpenStackSpawner.boot_timeout_seconds = {ALLOWED_SECONDS}
 """
 
 
+GROUP = "c.OpenStackSpawner.security_groups = [{!r}]\n"
+
+
+@contextmanager
+def let_in(cloud: Connection) -> Iterator[str]:
+    """A security group that lets in who is on the hub's address, to everything."""
+    group = cloud.network.create_security_group(name="bench")
+    cloud.network.create_security_group_rule(
+        security_group_id=group.id, direction="ingress", ether_type="IPv4", remote_ip_prefix=f"{real.HUB_ADDRESS}/32"
+    )
+    yield group.name
+
+
 class Prober(threading.Thread):
     """Notes when the agent begins to listen and when the notebook's port first shakes hands; finds the address by itself."""
 
@@ -85,11 +98,13 @@ class Prober(threading.Thread):
 
 
 def main() -> None:
+    real.put_image()
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
         cloud = stack.enter_context(real.connection("hutch-app"))
         assert not list(cloud.compute.servers()), "the project must be empty"
-        hub = BenchHub(folder, HUB + INSTANCE.format(state_dir=str(folder)) + CONFIG)
+        group = stack.enter_context(let_in(cloud))
+        hub = BenchHub(folder, HUB + INSTANCE.format(state_dir=str(folder)) + CONFIG + GROUP.format(group))
         stack.callback(hub.stop)
         furnish(folder, [USER])
         with furnished_session(folder) as session:

@@ -33,15 +33,19 @@ def connection(name: str) -> Connection:
     return Connection(config=config.get_one(name))
 
 
-@pytest.fixture(scope="session")
-def real_cloud() -> Iterator[Connection]:
-    """The cloud as Hutch sees it, with the image."""
+def put_image() -> None:
     with connection("admin") as admin:
         if admin.image.find_image(IMAGE) is None:
             admin.create_image(
                 IMAGE, filename=str(IMAGE_FILE), disk_format="qcow2", container_format="bare", visibility="public", wait=True,
                 hw_rng_model="virtio",
             )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def real_cloud() -> Iterator[Connection]:
+    """The cloud as Hutch sees it, with the image."""
+    put_image()
     with connection("hutch-app") as cloud:
         yield cloud
 
