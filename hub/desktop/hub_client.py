@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote
 
 import aiohttp
-from jupyterhub.utils import make_ssl_context
 
 from ..errors import HutchError
+from ..hub_session import hub_session
+
+TIMEOUT_SECONDS = 15
 
 
 class NotRunning(HutchError):
@@ -29,13 +30,7 @@ class HubClient:
     """Make it inside a running event loop, and close it."""
 
     def __init__(self) -> None:
-        headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
-        base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
-        # under internal_ssl, JupyterHub gives its services certificates
-        tls = make_ssl_context(*(os.environ.get(f"JUPYTERHUB_SSL_{name}", "") for name in ("KEYFILE", "CERTFILE", "CLIENT_CA")))
-        self._client = aiohttp.ClientSession(
-            base, headers=headers, timeout=aiohttp.ClientTimeout(total=15), connector=aiohttp.TCPConnector(ssl=tls or True)
-        )
+        self._client = hub_session(TIMEOUT_SECONDS)
 
     async def close(self) -> None:
         await self._client.close()

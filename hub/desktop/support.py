@@ -70,16 +70,17 @@ def grant(session: Session, request_id: int, owner: Person, right: str, minutes:
 
 
 def refuse(session: Session, request_id: int, owner: Person, terms: Terms) -> SupportAccess:
-    row = _answered(session, request_id, owner, terms)
-    row.ended_at = terms.at
-    _written(session, row, owner, "support-refused", row.user.login, "The owner does not let you in.")
-    return row
+    return _over(session, request_id, owner, terms, "support-refused", "The owner does not let you in.")
 
 
 def end(session: Session, request_id: int, owner: Person, terms: Terms) -> SupportAccess:
+    return _over(session, request_id, owner, terms, "support-ended", "The owner has ended your access.")
+
+
+def _over(session: Session, request_id: int, owner: Person, terms: Terms, kind: str, told: str) -> SupportAccess:
     row = _answered(session, request_id, owner, terms)
     row.ended_at = terms.at
-    _written(session, row, owner, "support-ended", row.user.login, "The owner has ended your access.")
+    _written(session, row, owner, kind, row.user.login, told)
     return row
 
 

@@ -8,18 +8,18 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
 from .. import capacity
-from ..access import Person, Task, Terms, may_run
+from ..access import Action, Person, Task, Terms, may_act, may_run
 from ..configuration import Hutch
-from ..database.tables import Notice
+from ..database.tables import Instance, Notice
 from ..errors import HutchError
 from ..notices import unseen
-from ..records import find_person
+from ..records import find_person, find_place
 from .hub_api import HubApi, Server
 from .identity import SignedIn, Visitor
 from .rendering import Pages
@@ -82,6 +82,16 @@ class Desk:
 
     def log(self, event: str, **fields: Any) -> None:
         log.info(event, login=self.visitor.login, **fields)
+
+
+def seen_instance(session: Session, desk: Desk, instance_id: str, action: Action = Action.SEE) -> Instance:
+    """An instance by its id. What is not the visitor's to see is not there."""
+    instance = session.get(Instance, instance_id)
+    if instance is None or instance.deleted_at is not None:
+        raise HTTPException(404)
+    if not may_act(desk.person, action, find_place(session, instance, desk.person, desk.terms), desk.terms):
+        raise HTTPException(404)
+    return instance
 
 
 async def _desk(request: Request, visitor: SignedIn) -> Desk:

@@ -12,9 +12,8 @@ from ..access import Action, Decision
 from ..database.tables import Instance
 from ..desktop.support import CAN_ASK, may_come
 from ..records import find_place
-from .desk import AtDesk
+from .desk import AtDesk, seen_instance
 from .pages import instance_path
-from .rooms import seen_instance
 
 routes = APIRouter()
 # of text, below what the relay lets through in one message

@@ -11,17 +11,17 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from ..access import Action, Decision, may_act
+from ..access import Action, Decision
 from ..database.tables import Instance
 from ..desktop import relay_of, support, tickets
 from ..desktop.relay import SUBPROTOCOL
 from ..records import find_place
 from ..services import RELAYS_VARIABLE
-from .desk import AtDesk, Desk
+from .desk import AtDesk, Desk, seen_instance
 from .pages import instance_path
 
 routes = APIRouter()
@@ -47,16 +47,6 @@ def _may_come(session: Session, desk: Desk, instance: Instance) -> Decision:
     if not _relays():
         return Decision(False, "no-desktops", "There are no desktops here: they are switched off.")
     return support.may_come(desk.person, find_place(session, instance, desk.person, desk.terms), Action.WATCH, desk.terms)
-
-
-def seen_instance(session: Session, desk: Desk, instance_id: str) -> Instance:
-    """An instance that the visitor has a part in. To others, it is not there."""
-    instance = session.get(Instance, instance_id)
-    if instance is None or instance.deleted_at is not None:
-        raise HTTPException(404)
-    if not may_act(desk.person, Action.SEE, find_place(session, instance, desk.person, desk.terms), desk.terms):
-        raise HTTPException(404)
-    return instance
 
 
 def _relays() -> list[str]:

@@ -21,7 +21,7 @@ from ..instances import in_force
 from ..records import find_place
 from ..sharing import Sharing, SharingRefused, accept, end_part, shared_with
 from . import views
-from .desk import AtDesk, Desk
+from .desk import AtDesk, Desk, seen_instance
 from .hub_api import HubRefusal, Server, SignInNeeded
 
 Result = TypeVar("Result")
@@ -35,14 +35,6 @@ NO_DOMAINS = "JupyterLab is not shared at this site: notebooks share one address
 routes = APIRouter()
 
 
-def seen(session: Session, desk: Desk, instance_id: str, action: Action = Action.SEE) -> Instance:
-    """An instance by its id. What is not the visitor's to see is not there."""
-    row = session.get(Instance, instance_id)
-    if row is None or row.deleted_at or not _may(session, desk, action, row):
-        raise HTTPException(404)
-    return row
-
-
 def _may(session: Session, desk: Desk, action: Action, row: Instance) -> Decision:
     return may_act(desk.person, action, find_place(session, row, desk.person, desk.terms), desk.terms)
 
@@ -53,7 +45,7 @@ async def _shared(desk: Desk, instance_id: str, work: Callable[[Sharing], Result
     def done(session: Session) -> Result:
         if writes:
             take_turn(session)
-        return work(Sharing(session, seen(session, desk, instance_id), desk.person, desk.terms))
+        return work(Sharing(session, seen_instance(session, desk, instance_id), desk.person, desk.terms))
 
     return await desk.run(done)
 
@@ -235,7 +227,7 @@ def _shared_card(session: Session, desk: Desk, row: Instance, role: str, servers
 @routes.post("/instances/{instance_id}/leave")
 async def leave(desk: AtDesk, instance_id: str) -> RedirectResponse:
     def ended(session: Session, *, really: bool) -> tuple[str, str]:
-        row, mine = seen(session, desk, instance_id), session.get(InstanceMember, (instance_id, desk.person.id))
+        row, mine = seen_instance(session, desk, instance_id), session.get(InstanceMember, (instance_id, desk.person.id))
         if mine is None or mine.ended_at or mine.role == MemberRole.OWNER:
             raise HTTPException(404)
         if really:
@@ -268,7 +260,7 @@ def picture_type(picture: bytes) -> str:
 @routes.post("/instances/{instance_id}/thumbnail")
 async def keep_picture(desk: AtDesk, instance_id: str) -> Response:
     """The page of the desktop sends what it shows, where the owner wants that."""
-    if not await desk.run(lambda session: seen(session, desk, instance_id, Action.CONTROL).thumbnails):
+    if not await desk.run(lambda session: seen_instance(session, desk, instance_id, Action.CONTROL).thumbnails):
         raise HTTPException(404)
     picture = b""
     async for piece in desk.request.stream():
@@ -284,7 +276,7 @@ async def keep_picture(desk: AtDesk, instance_id: str) -> Response:
 @routes.get("/instances/{instance_id}/thumbnail")
 async def show_picture(desk: AtDesk, instance_id: str) -> Response:
     def found(session: Session) -> bytes:
-        row = session.get(Thumbnail, instance_id) if seen(session, desk, instance_id, Action.WATCH).thumbnails else None
+        row = session.get(Thumbnail, instance_id) if seen_instance(session, desk, instance_id, Action.WATCH).thumbnails else None
         if row is None:
             raise HTTPException(404)
         return row.picture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from typing import Any
 
 import aiohttp
 import structlog
-from jupyterhub.utils import make_ssl_context
 from prometheus_client import Gauge, start_http_server
 
 from spawner.cloud import Cloud, CloudError
@@ -26,6 +24,7 @@ from ..database.tables import now
 from ..facility import Facility
 from ..firewall import Firewall
 from ..group_sync import LOOK_SECONDS
+from ..hub_session import hub_session
 from .firewall import Keeping
 from .following import Following
 from .queueing import Queueing
@@ -34,6 +33,7 @@ from .tasks import Launched, Pauses, after_runs, expire, finish_stops, long_stop
 
 log = structlog.get_logger()
 DAY_SECONDS = 86_400.0
+TIMEOUT_SECONDS = 30
 MAY_ACT = Gauge("hutch_steward_may_act", "0 where the database was restored or is a copy, and the steward acts on nothing")
 
 
@@ -153,12 +153,7 @@ async def _served(hub: aiohttp.ClientSession) -> dict[tuple[str, str], bool]:
 async def serve() -> None:
     config = configuration.read()
     facility = Facility.of(config)
-    headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
-    base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
-    # under internal_ssl, JupyterHub gives its services certificates
-    tls = make_ssl_context(*(os.environ.get(f"JUPYTERHUB_SSL_{name}", "") for name in ("KEYFILE", "CERTFILE", "CLIENT_CA")))
-    connector = aiohttp.TCPConnector(ssl=tls or True)
-    async with aiohttp.ClientSession(base, headers=headers, timeout=aiohttp.ClientTimeout(total=30), connector=connector) as hub:
+    async with hub_session(TIMEOUT_SECONDS) as hub:
         steward = Steward(facility, clouds(config), hub)
         every = facility.hutch.steward_interval_seconds
         spawner = OpenStackSpawner(config=config)
