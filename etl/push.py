@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 from etl.adapters.files import json_frame
 from etl.frames import Extract, Scope, Settings, SourceError
 from etl.schema import SHAPES, Moment, Number, Parts, Shape
+from hub.keys import hashed
 
 FAULTS_TOLD = 100
 Row = dict[str, Any]
@@ -101,15 +101,10 @@ def new_token(file: Path) -> str:
     """Add a token to those of a source; only its hash is kept."""
     token = f"hutch_{secrets.token_urlsafe(32)}"
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as hashes:
-        hashes.write(_hashed(token) + "\n")
+        hashes.write(hashed(token) + "\n")
     return token
 
 
 def accepts(file: Path, token: str) -> bool:
     """Read anew each time: a line taken out is a token taken back."""
-    return file.exists() and _hashed(token) in file.read_text().split()
-
-
-def _hashed(token: str) -> str:
-    # a token is long and random, so that a slow hash would add nothing
-    return hashlib.sha256(token.encode()).hexdigest()
+    return file.exists() and hashed(token) in file.read_text().split()

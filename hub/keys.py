@@ -1,7 +1,8 @@
-"""Key files: what is encrypted with them stays readable over restarts, to this account only."""
+"""Key files: what is encrypted with them stays readable over restarts, to this account only; and what is kept of tokens."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -18,3 +19,8 @@ def fernet_key(file: Path) -> bytes:
     with os.fdopen(handle, "wb") as out:
         out.write(key := Fernet.generate_key())
     return key
+
+
+def hashed(token: str) -> str:
+    """What is kept of a token of ours: it is long and random, so that a slow hash would add nothing."""
+    return hashlib.sha256(token.encode()).hexdigest()

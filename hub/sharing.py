@@ -6,7 +6,6 @@ the facility's records changed is the steward's (`hub.steward.following`).
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,6 +33,7 @@ from .database.tables import (
 )
 from .errors import HutchError
 from .instances import record_event
+from .keys import hashed
 from .records import find_instance, find_person, find_place
 
 INVITED, HELPS = (MemberRole.VIEWER, MemberRole.DRIVER), (MemberRole.SUPPORT,)
@@ -212,7 +212,7 @@ class Sharing:
             raise SharingRefused(f"An invitation is for a viewer or a driver, and for at most {LONGEST_INVITATION.days} days.")
         code, ends = secrets.token_urlsafe(32), self.terms.at + lifetime
         facts = {"role": role, "one_time": one_time, "created_by": self.actor.id, "created_at": self.terms.at, "expires_at": ends}
-        row = Invitation(instance_id=self.instance.id, code_hash=_hash(code), **facts)
+        row = Invitation(instance_id=self.instance.id, code_hash=hashed(code), **facts)
         self.session.add(row)
         self.session.flush()
         whom = "one" if one_time else "everybody who has it"
@@ -230,7 +230,7 @@ class Sharing:
 
 def accept(session: Session, hutch: Hutch, code: str, person: Person, terms: Terms) -> Instance:
     """Makes the person what an invitation says. Raises SharingRefused, with words for them."""
-    row = session.scalar(select(Invitation).where(Invitation.code_hash == _hash(code.strip())))
+    row = session.scalar(select(Invitation).where(Invitation.code_hash == hashed(code.strip())))
     if not hutch.invitations:
         raise SharingRefused(NO_INVITATIONS)
     if row is None or row.instance.deleted_at is not None:
@@ -326,7 +326,3 @@ def may_share_notebook(session: Session, owner: str, server_name: str, login: st
 def _check(decision: Decision) -> None:
     if not decision:
         raise SharingRefused(decision.reason)
-
-
-def _hash(code: str) -> str:
-    return hashlib.sha256(code.encode()).hexdigest()
