@@ -105,9 +105,24 @@ class Desktop(Upkeep[Process]):
         self._beginning: asyncio.Task[Process] | None = None
         self._furnishing: asyncio.Task[None] | None = None
 
-    async def ready(self, screen: Screen, tell: Callable[[str], None]) -> None:
+    async def connect(self, control: bool, screen: Screen, tell: Callable[[str], None]) -> asyncio.Transport:
+        """A connection to Xvnc that was let in, to control or to look only; Xvnc is started for it, or waited for."""
+        await self._ready(screen, tell)
+        process = self._process
+        assert process
+        with contextlib.suppress(OSError, EOFError):
+            return await self._let_in(control)
+        async with _within(ANSWER_LIMIT_SECONDS, "The desktop does not answer."):
+            await asyncio.wait({process.ended})
+        await self._ready(screen, tell)
+        try:
+            return await self._let_in(control)
+        except (OSError, EOFError) as error:
+            raise LaunchError("The desktop ended just now; it is started again.") from error
+
+    async def _ready(self, screen: Screen, tell: Callable[[str], None]) -> None:
         """Return when it runs; whoever comes first has it started, as large as their screen and with their keyboard."""
-        if self.state == "running":
+        if self._runs():
             return
         tell("The desktop is starting.")
         async with self._turn:
@@ -125,24 +140,20 @@ class Desktop(Upkeep[Process]):
                         raise LaunchError("The session ended while its desktop was starting.") from error
                     raise
         limit = time.monotonic() + STARTING_LIMIT_SECONDS
-        while self.state != "running":
+        while not self._runs():
             if time.monotonic() > limit:
                 raise LaunchError("The desktop ended, and has not been brought back yet.")
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def connect(self, control: bool) -> asyncio.Transport:
-        """A connection to Xvnc that was let in, to control or to look only."""
+    async def _let_in(self, control: bool) -> asyncio.Transport:
         reader = asyncio.StreamReader()
-        try:
-            async with _within(ANSWER_LIMIT_SECONDS, "The desktop does not answer."):
-                transport = await self._reach(lambda: asyncio.StreamReaderProtocol(reader))
-                try:
-                    await rfb.log_in(reader, transport, self._passwords[control])
-                except BaseException:
-                    transport.abort()
-                    raise
-        except (OSError, EOFError) as error:
-            raise LaunchError("The desktop ended just now; it is started again.") from error
+        async with _within(ANSWER_LIMIT_SECONDS, "The desktop does not answer."):
+            transport = await self._reach(lambda: asyncio.StreamReaderProtocol(reader))
+            try:
+                await rfb.log_in(reader, transport, self._passwords[control])
+            except BaseException:
+                transport.abort()
+                raise
         return transport
 
     async def _reach(self, protocol: Callable[[], asyncio.Protocol]) -> asyncio.Transport:

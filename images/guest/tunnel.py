@@ -104,8 +104,8 @@ class Tunnels:
             else:
                 # known from now on, so that somebody whose access ends while they wait does not come in
                 self._open[hub] = user
-                await self._desktop.ready(screen, partial(say, "starting"))
-                self._join(hub, await self._desktop.connect(control), partial(say, "ready"))
+                desktop = await self._desktop.connect(control, screen, partial(say, "starting"))
+                self._join(hub, desktop, partial(say, "ready"))
                 return
         except TimeoutError:
             say("failed", "The line that says whose desktop connection this is did not come in time.")

@@ -40,6 +40,10 @@ class Upkeep(ABC, Generic[P]):
         self._process, self.state = process, "running"
         self._keeper = asyncio.create_task(self._start_again_whenever_it_ends(process))
 
+    def _runs(self) -> bool:
+        """It may have ended, and the state not yet say so."""
+        return self.state == "running" and self._process is not None and not self._process.ended.done()
+
     async def _start_again_whenever_it_ends(self, process: P) -> None:
         pause = FIRST_PAUSE_SECONDS
         while True:

@@ -65,6 +65,7 @@ class Operation:
     outcome: str = "never"
     requests: int = 0
     seconds: float = 0.0
+    answer: str = ""  # the hub's last
 
 
 @dataclass
@@ -190,7 +191,7 @@ class Chaos:
         before = self._wishes(visitor, operation.kind)
         while time.monotonic() < deadline:
             operation.requests += 1
-            self._ask(visitor, operation.kind)
+            operation.answer = self._ask(visitor, operation.kind)
             for _ in range(10):
                 if self._wishes(visitor, operation.kind) > before:
                     operation.outcome = "taken"
@@ -204,17 +205,19 @@ class Chaos:
                 return self._remember(visitor, "stop") if called_off else None
         return None
 
-    def _ask(self, visitor: Visitor, kind: str) -> None:
+    def _ask(self, visitor: Visitor, kind: str) -> str:
+        """What the hub says to it; whether it was taken shows in the database."""
         try:
             if kind == "launch" and self._live_instance(visitor):
-                self.hub.start_again(visitor)
+                answer = self.hub.start_again(visitor)
             elif kind == "launch":
-                self.hub.launch(visitor)
+                answer = self.hub.launch(visitor)
             else:
                 path = f"users/{visitor.login}/servers/films"
-                self.hub.api("DELETE", path, visitor.token, json={"remove": kind == "delete"})
-        except requests.RequestException:
-            pass  # whether it was taken shows in the database
+                answer = self.hub.api("DELETE", path, visitor.token, json={"remove": kind == "delete"})
+        except requests.RequestException as error:
+            return str(error)
+        return f"{answer.status_code} {answer.text}"
 
     def _wishes(self, visitor: Visitor, kind: str) -> int:
         known = patiently(lambda: self.hub.instances(visitor))
@@ -265,7 +268,7 @@ class Chaos:
 
     def _wrong_of(self, visitor: Visitor) -> dict[str, str]:
         servers, ports = self.hub.servers(visitor), self.hub.ports(visitor)
-        model = self.hub.server(visitor.login, "films")
+        model = patiently(lambda: self.hub.server(visitor.login, "films"))
         shown = {key: model[key] for key in ("ready", "pending") if model.get(key)}
         found = {}
         for instance in self.hub.instances(visitor):
@@ -283,12 +286,12 @@ def meant_to_run(instance: Instance) -> bool:
 
 
 def patiently(ask: Callable[[], T]) -> T:
-    """The database may be one of those killed."""
+    """The database and the proxy are among those killed."""
     deadline = time.monotonic() + 60
     while True:
         try:
             return ask()
-        except (DBAPIError, DatabaseError):
+        except (DBAPIError, DatabaseError, requests.RequestException):
             if time.monotonic() > deadline:
                 raise
             Event().wait(0.2)

@@ -11,6 +11,8 @@ import stat
 import struct
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -27,6 +29,7 @@ from spawner.agent_tls import HubIdentity
 MISSING = [name for name in desktop.NEEDED if not shutil.which(name)]
 pytestmark = pytest.mark.skipif(bool(MISSING) and "CI" not in os.environ, reason=f"{', '.join(MISSING)} is not installed")
 SCREEN = {"width": 800, "height": 600, "layout": "us"}
+SHOWN = desktop.Screen(**SCREEN)
 X_SERVER = "Xtigervnc"
 MEGABYTE = 1 << 20
 
@@ -358,6 +361,25 @@ async def test_a_vnc_server_that_is_not_as_it_should_be_is_left_with_a_reason(sa
         await rfb.log_in(reader, Mute(), b"12345678")
 
 
+async def test_one_who_comes_before_its_death_is_noticed_is_let_in_by_the_next(tmp_path):
+    class Second(desktop.Desktop):
+        async def _start(self) -> Any:
+            return SimpleNamespace(ended=asyncio.get_running_loop().create_future())
+
+        async def _let_in(self, control: bool) -> Any:
+            if not self.restarts:
+                first.set_result(None)
+                raise ConnectionRefusedError
+            return "a connection"
+
+    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    owners, said = Second(None, None, tmp_path), []
+    owners._watch_over(SimpleNamespace(ended=first))
+    assert await owners.connect(True, SHOWN, said.append) == "a connection"
+    assert said == ["The desktop is starting."]
+    owners._keeper.cancel()
+
+
 class Mute(asyncio.WriteTransport):
     def write(self, data: bytes) -> None:
         pass
@@ -372,10 +394,10 @@ async def test_a_vnc_server_that_says_nothing_is_not_waited_for(tmp_path, monkey
         writer.write(begins)
 
     owners = desktop.Desktop(None, None, tmp_path)
-    owners._folder = Path()
+    owners._folder, owners.state, owners._process = Path(), "running", SimpleNamespace(ended=asyncio.Future())
     async with await asyncio.start_unix_server(greet, "rfb"):
         with pytest.raises(LaunchError, match="does not answer"):
-            await owners.connect(control=True)
+            await owners.connect(True, SHOWN, print)
 
 
 async def test_an_image_without_a_desktop_says_what_it_lacks(tmp_path):
@@ -384,4 +406,4 @@ async def test_an_image_without_a_desktop_says_what_it_lacks(tmp_path):
             return None, {"PATH": str(tmp_path)}
 
     with pytest.raises(LaunchError, match="no desktop: it lacks Xtigervnc, setxkbmap, xkbcomp"):
-        await desktop.Desktop(None, Nobody(), tmp_path).ready(desktop.Screen(800, 600, "us"), print)
+        await desktop.Desktop(None, Nobody(), tmp_path).connect(True, SHOWN, print)
