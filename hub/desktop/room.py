@@ -156,7 +156,7 @@ class Room:
             "give": drives or owns,
             "refuse": (drives or owns) and bool(self._asking),
             "take": can and not drives and (owns or (asked is not None and asked <= at)),
-            "release": drives,
+            "release": drives and len(self._guests) > 1,
             "remove": owns,
         }
         return [verb for verb, allowed in verbs.items() if allowed] + (sorted(SUPPORT_VERBS) if owns else [])
