@@ -20,8 +20,9 @@ from sqlalchemy.orm import Session, selectinload
 from tornado import web
 from traitlets import Bool, Int
 
-from . import records, revoking
-from .database.tables import User, UserRole, now
+from . import instances, records, revoking
+from .database.engine import take_turn
+from .database.tables import IntentKind, User, UserRole, now
 from .errors import HutchError
 from .facility import Facility
 from .group_sync import GroupSync
@@ -50,6 +51,24 @@ class ActingUserHandler(_Acting, UserAPIHandler):
 
 class ActingServerHandler(_Acting, UserServerAPIHandler):
     """One server of a user."""
+
+    async def delete(self, user_name: str, server_name: str = "") -> None:
+        """JupyterHub has nothing to stop where it serves nothing; but the launch may wait for room, or to be taken back."""
+        await super().delete(user_name, server_name)
+        user = self.find_user(user_name)
+        spawner = user.spawners.get(server_name) if server_name in user.orm_spawners else None
+        if spawner is None or spawner.ready or spawner.pending == "spawn" or getattr(spawner, "_stop_future", None):
+            return
+        wish = user.name, server_name, acting_login(user.name)
+        await self.authenticator.facility.ask(lambda session: _stop(session, *wish))
+
+
+def _stop(session: Session, login: str, server_name: str, actor: str) -> None:
+    """Where no spawner writes it down."""
+    take_turn(session)
+    instance = records.find_instance(session, login, server_name)
+    if instance and instances.is_meant_to_run(session, instance.id):
+        instances.intend(session, instance.id, IntentKind.STOP, actor, "through JupyterHub")
 
 
 # JupyterHub's own admin right includes opening anybody's notebook and making anybody's tokens; its scope `admin:users` includes

@@ -173,14 +173,14 @@ def test_who_waits_keeps_the_place_when_they_ask_again(hub):
     assert len(hub.instance(first).intents) == 1
 
 
-@pytest.mark.parametrize("what", ["stop", "delete", "jupyterhub"])
+@pytest.mark.parametrize("what", ["stop", "delete", "stop through JupyterHub", "delete through JupyterHub"])
 def test_who_leaves_the_queue_is_not_launched(hub, browse, what):
     leaver, stayer = hub.visitor(), hub.visitor()
     fill(hub)
     waiting(hub, leaver)
     waiting(hub, stayer)
-    if what == "jupyterhub":
-        hub.end(leaver, remove=True)
+    if "JupyterHub" in what:
+        assert hub.end(leaver, remove=what.startswith("delete")).status_code == 204
     else:
         browser = browse(hub.port, leaver.login)
         assert "Leave the queue" in browser.get("instances/films").text
