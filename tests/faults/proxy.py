@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import yaml
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -85,13 +84,14 @@ class FaultProxy:
 
     def clouds_yaml(self, real: Path, folder: Path) -> Path:
         """The same clouds, through the proxy."""
-        content = yaml.safe_load(real.read_text())
-        for cloud in content["clouds"].values():
-            cloud["auth"]["auth_url"] = self.address(cloud["auth"]["auth_url"])
         path = folder / "clouds.yaml"
-        path.write_text(yaml.safe_dump(content))
-        path.chmod(0o600)
+        path.touch(0o600)
+        path.write_bytes(self._own(real.read_bytes()))
         return path
+
+    def _own(self, content: bytes) -> bytes:
+        """With the proxy's addresses for the cloud's."""
+        return ORIGIN.sub(rb"%b/\1/\2" % self.url.encode(), content)
 
     # --- one call
 
@@ -120,7 +120,7 @@ class FaultProxy:
     async def _fetch(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         async with self._client.request(method, target, headers=headers, data=body or None, allow_redirects=False) as real:
             kept = CIMultiDict((name, value) for name, value in real.headers.items() if name.lower() not in HOP_BY_HOP)
-            content = ORIGIN.sub(lambda found: f"{self.url}/{found[1].decode()}/{found[2].decode()}".encode(), await real.read())
+            content = self._own(await real.read())
             if "Location" in kept:
                 kept["Location"] = self.address(kept["Location"])
             return Answer(real.status, kept, content)

@@ -172,8 +172,8 @@ async def lives(cases: list[Case], clouds_yaml: Path, folder: Path) -> dict[Case
                 "stop_timeout_seconds": 8,
                 "boot_timeout_seconds": 30,
                 # each listing goes through two servers that are written in Python
-                "fast_listing_seconds": 0.2,
-                "slow_listing_seconds": 0.8,
+                "fast_listing_seconds": 0.5,
+                "slow_listing_seconds": 2.0,
             }
             spawner = spawner_alone(proxy.clouds_yaml(clouds_yaml, own), **settings)
             life = Life(proxy, direct, spawner, Fault(action, method, path, times))

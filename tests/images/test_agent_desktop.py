@@ -288,7 +288,7 @@ async def test_what_is_started_in_the_notebook_appears_on_the_desktop(desk, star
     async def shown() -> bool:
         async with desk.browser() as browser:
             kernel = await start_kernel(browser)
-            code = "from subprocess import run; print(run(['setxkbmap', '-query']).returncode)"
+            code = "from subprocess import run; print(run(['setxkbmap', '-query'], capture_output=True).returncode)"
             printed = await kernel.run(code)
             await kernel.shut_down()
             return printed == "0"
