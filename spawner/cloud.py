@@ -57,6 +57,7 @@ class Trouble(StrEnum):
     CONFLICT = "cloud-conflict"
     QUOTA = "quota"
     CAPACITY = "capacity"
+    CLOSED = "zone-closed"  # no host of the availability zone is in use
     CREDENTIALS = "cloud-credentials"
 
 
@@ -93,6 +94,8 @@ def _http_error(error: sdk_errors.HttpException, asked: str, detail: str) -> Clo
         return CloudError(Trouble.QUOTA, "The facility's share of the cloud is used up.", detail)
     if "no valid host" in words:
         return CloudError(Trouble.CAPACITY, "There is no room in the cloud for this plan just now.", detail)
+    if status == 400 and "availability zone is not available" in words:
+        return CloudError(Trouble.CLOSED, "The part of the cloud that this plan is for is not available.", detail)
     if status == 404 and is_not_found(error):
         return CloudError(Trouble.NOT_FOUND, f"The cloud does not have what was needed to {asked}.", detail)
     if status == 409:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 AGENT_REASONS = {AgentUnreachable: "agent-unreachable", AgentMismatch: "agent-mismatch", AgentRefused: "agent-refused"}
 CONSOLE_LINES = 60
-NO_ROOM = (Trouble.QUOTA, Trouble.CAPACITY)
+NO_ROOM_HERE = (Trouble.QUOTA, Trouble.CAPACITY, Trouble.CLOSED)
 
 
 class OpenStackSpawner(OpenStackSettings, Spawner):
@@ -158,7 +158,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
                     await self._boot(launch)
                 return
             except (CloudError, LaunchError) as error:
-                if self._as_launch_error(error).reason not in NO_ROOM or place == places[-1]:
+                if self._as_launch_error(error).reason not in NO_ROOM_HERE or place == places[-1]:
                     raise
                 self.log.warning("%s: no room in place %r: %s", self._log_name, place, error)
                 launch.start(Stage.CREATE, "There is no room in one place, trying the next")
@@ -289,7 +289,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
             await self.around.reflector.changed()
 
     async def _booted_into_trouble(self, server: Server) -> None:
-        fault = fault_of(server)
+        fault = fault_of(await self._with_reason(server))
         if self._creating is not None and server["status"] == "ERROR":
             # made a moment ago by this very launch: there is nothing on it, and it would hold quota
             await self._remove()
@@ -298,6 +298,16 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         if server["status"] == "ERROR":
             raise LaunchError("The cloud could not build this server.", reason="server-error", detail=fault)
         raise LaunchError("The server switched itself off while it booted.", reason="server-ended", detail=server["status"])
+
+    async def _with_reason(self, server: Server) -> Server:
+        """Nova shows that a server has failed a moment before it shows why."""
+        for _ in range(4):
+            if server["status"] != "ERROR" or server.get("fault"):
+                break
+            await asyncio.sleep(0.5)
+            with suppress(CloudError):
+                server = await self.around.cloud.server(server["id"]) or server
+        return server
 
     async def _identify(self, launch: LaunchLog) -> None:
         """Pins the agent's fingerprint, read once from the console through the cloud, to this server."""

@@ -98,11 +98,11 @@ class FacilityHub(RunningHub):
         self.engine = open_database(databases["database_url"])
         upgrade(self.engine)
         run(self.engine, Source(name="example"), Files(folder=EXAMPLE), allow_removals=True)
-        self._sessions = sessions(self.engine)
+        self.sessions = sessions(self.engine)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        with self._sessions.begin() as session:
+        with self.sessions.begin() as session:
             yield session
 
     # --- people and plans

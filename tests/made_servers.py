@@ -9,7 +9,7 @@ from spawner.cloud import Cloud
 
 
 async def make_server(
-    cloud: Cloud, deployment_id: str, instance_id: str, user_data: str = "#cloud-config\n"
+    cloud: Cloud, deployment_id: str, instance_id: str, user_data: str = "#cloud-config\n", zone: str = ""
 ) -> tuple[str, dict[str, Any]]:
     """The server's id, and its port."""
     port = await cloud.create_port(builders.port_request(await cloud.network_id("hutch"), instance_id, deployment_id))
@@ -20,5 +20,6 @@ async def make_server(
         flavor_id=await cloud.flavor_id("m1.small"),
         port_id=port["id"],
         user_data=user_data,
+        availability_zone=zone,
     )
     return await cloud.create_server(body), port

@@ -32,6 +32,8 @@ import requests
 from chaos.judging import Seen, wrong
 from chaos.victims import Victims
 from facility_hub import FacilityHub, Visitor, facility
+from keystoneauth1.exceptions import ClientException
+from openstack.exceptions import SDKException
 from sqlalchemy.exc import DBAPIError
 
 from hub import instances
@@ -39,8 +41,6 @@ from hub.database.engine import DatabaseError
 from hub.database.tables import Instance, IntentKind, Outcome
 
 T = TypeVar("T")
-PEOPLE = 6
-OPERATIONS_PER_KILL = 3
 OPERATION_SECONDS = 180
 CONVERGE_SECONDS = 180
 CONFIG = """
@@ -115,17 +115,21 @@ def _counted(counter: Counter[str]) -> str:
 
 
 class Chaos:
-    def __init__(self, hub: FacilityHub, seed: int, operations: int) -> None:
-        self.hub, self.seed, self._operations, self._begun = hub, seed, operations, 0
+    """people: how many; each kill lets so many of their operations go on."""
+
+    def __init__(
+        self, hub: FacilityHub, victims: Victims, seed: int, operations: int, people: int = 6, operations_per_kill: int = 3
+    ) -> None:
+        self.hub, self.victims, self.seed, self._operations, self._begun = hub, victims, seed, operations, 0
+        self._people, self._per_kill = people, operations_per_kill
         self.report = Report(seed, "postgresql" if databases.ON_POSTGRESQL else "sqlite")
-        self.victims = Victims(hub, databases.server() if databases.ON_POSTGRESQL else None, random.Random(seed))
         self._lock, self._over = Lock(), Event()
         self.asked_last: dict[str, str] = {}  # by instance
 
     def run(self) -> Report:
         began = time.monotonic()
-        people = [self.hub.visitor() for _ in range(PEOPLE)]
-        chances = [random.Random(f"{self.seed} {number}") for number in range(PEOPLE)]
+        people = [self.hub.visitor() for _ in range(self._people)]
+        chances = [random.Random(f"{self.seed} {number}") for number in range(self._people)]
         workers = [self._thread(self._live, *one) for one in zip(people, chances, strict=True)]
         killer = self._thread(self._kill, random.Random(f"{self.seed} killer"))
         for thread in [*workers, killer]:
@@ -170,7 +174,7 @@ class Chaos:
             begun = self._begun
         while (
             begun <= self._operations
-            and begun > PEOPLE + OPERATIONS_PER_KILL * self.report.kills.total()
+            and begun > self._people + self._per_kill * self.report.kills.total()
             and not self._over.wait(0.1)
         ):
             pass
@@ -258,7 +262,7 @@ class Chaos:
             Event().wait(0.2)
         # once more, all of them: what was right must have stayed so
         self.report.wrong = {key: what for visitor in people for key, what in self._wrong_of(visitor).items()}
-        self.report.orphans = self.hub.orphans()
+        self.report.orphans = patiently(self.hub.orphans)
         intents = [intent for visitor in people for instance in self.hub.instances(visitor) for intent in instance.intents]
         self.report.launches = Counter(
             f"{intent.outcome} ({intent.stage}: {intent.message})" if intent.outcome == Outcome.FAILED else str(intent.outcome)
@@ -267,7 +271,7 @@ class Chaos:
         )
 
     def _wrong_of(self, visitor: Visitor) -> dict[str, str]:
-        servers, ports = self.hub.servers(visitor), self.hub.ports(visitor)
+        servers, ports = patiently(lambda: (self.hub.servers(visitor), self.hub.ports(visitor)))
         model = patiently(lambda: self.hub.server(visitor.login, "films"))
         shown = {key: model[key] for key in ("ready", "pending") if model.get(key)}
         found = {}
@@ -286,12 +290,12 @@ def meant_to_run(instance: Instance) -> bool:
 
 
 def patiently(ask: Callable[[], T]) -> T:
-    """The database and the proxy are among those killed."""
+    """The database, the proxy and the cloud are among those killed."""
     deadline = time.monotonic() + 60
     while True:
         try:
             return ask()
-        except (DBAPIError, DatabaseError, requests.RequestException):
+        except (DBAPIError, DatabaseError, requests.RequestException, SDKException, ClientException, LookupError):
             if time.monotonic() > deadline:
                 raise
             Event().wait(0.2)
@@ -300,7 +304,8 @@ def patiently(ask: Callable[[], T]) -> T:
 @contextmanager
 def chaos(folder: Path, seed: int, operations: int) -> Iterator[Chaos]:
     with facility(folder, CONFIG) as hub:
-        yield Chaos(hub, seed, operations)
+        database = databases.server() if databases.ON_POSTGRESQL else None
+        yield Chaos(hub, Victims(hub, random.Random(seed), database), seed, operations)
 
 
 def main() -> None:

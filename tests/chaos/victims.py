@@ -18,7 +18,7 @@ from running_hub import until
 class Victims:
     """Each kill returns when what was killed is back, or is being brought back by somebody else."""
 
-    def __init__(self, hub: FacilityHub, postgresql: live_servers.PostgreSQL | None, chance: random.Random) -> None:
+    def __init__(self, hub: FacilityHub, chance: random.Random, postgresql: live_servers.PostgreSQL | None = None) -> None:
         self.hub, self._postgresql, self._chance = hub, postgresql, chance
         self.kinds: dict[str, Callable[[], None]] = {
             "hub": self._kill_hub,

@@ -63,7 +63,9 @@ class FaultProxy:
         self._older: dict[str, Answer] = {}
 
     async def __aenter__(self) -> FaultProxy:
-        self._client = aiohttp.ClientSession(auto_decompress=True, timeout=aiohttp.ClientTimeout(total=60))
+        self._client = aiohttp.ClientSession(
+            auto_decompress=True, timeout=aiohttp.ClientTimeout(total=60), skip_auto_headers=["Content-Type"]
+        )
         app = web.Application(client_max_size=2**24)
         app.router.add_route("*", "/{scheme}/{netloc}{tail:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
@@ -128,16 +130,16 @@ class FaultProxy:
     # --- faults; those that take the call let the cloud carry it out
 
     async def _reset_before(self, request: web.Request, path: str) -> web.StreamResponse:
-        return _reset(request)
+        return reset(request)
 
     async def _reset_after(self, request: web.Request, path: str) -> web.StreamResponse:
         await self._forward(request, path)
-        return _reset(request)
+        return reset(request)
 
     async def _time_out(self, request: web.Request, path: str) -> web.StreamResponse:
         await self._forward(request, path)
         await asyncio.sleep(120)
-        return _reset(request)
+        return reset(request)
 
     async def _drip(self, request: web.Request, path: str) -> web.StreamResponse:
         """Byte by byte, so that no read of the caller's times out; after some seconds all of the rest."""
@@ -174,7 +176,7 @@ class FaultProxy:
         return (await self._forward(request, path)).response()
 
 
-def _reset(request: web.Request) -> web.Response:
+def reset(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()

@@ -21,6 +21,8 @@ from spawner.cloud import Cloud
 CLOUDS_YAML = Path(os.environ.get("HUTCH_TEST_CLOUD", ""))
 IMAGE_FILE = Path(os.environ.get("HUTCH_TEST_IMAGE", ""))
 IMAGE = "base-desktop"
+EMPTY_IMAGE = "hutch-notebook"
+"""What the plans of the example facility name: for the fake compute, which reads none."""
 HUB_ADDRESS = "10.77.0.1"
 """Of the machine on the network of its servers, as `tests/openstack/cloud` makes it."""
 PORTS = (8765, 8888)
@@ -28,8 +30,8 @@ PORTS = (8765, 8888)
 collect_ignore_glob = [] if os.environ.get("HUTCH_TEST_CLOUD") else ["test_*.py"]
 
 
-def connection(name: str) -> Connection:
-    config = OpenStackConfig(config_files=[str(CLOUDS_YAML)], secure_files=[], vendor_files=[], load_envvars=False)
+def connection(name: str, clouds_yaml: Path = CLOUDS_YAML) -> Connection:
+    config = OpenStackConfig(config_files=[str(clouds_yaml)], secure_files=[], vendor_files=[], load_envvars=False)
     return Connection(config=config.get_one(name))
 
 
@@ -39,6 +41,10 @@ def put_image() -> None:
             admin.create_image(
                 IMAGE, filename=str(IMAGE_FILE), disk_format="qcow2", container_format="bare", visibility="public", wait=True,
                 hw_rng_model="virtio",
+            )  # fmt: skip
+        if admin.image.find_image(EMPTY_IMAGE) is None:
+            admin.create_image(
+                EMPTY_IMAGE, data=b"empty", disk_format="raw", container_format="bare", visibility="public", wait=True
             )  # fmt: skip
 
 

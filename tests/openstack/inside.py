@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ STATE_FOLDERS = (
     *("log/rabbitmq", "cache", "tmp"),
 )
 APIS = (("keystone", 5000, "/v3"), ("placement", 8778, "/"), ("glance", 9292, "/"), ("neutron", 9696, "/"), ("nova", 8774, "/"))
-WAIT_SECONDS = 180.0
+WAIT_SECONDS, STARTED_SECONDS = 180.0, 45.0
 # without "Connection: close", uWSGI closes connections that clients mean to use again
 UWSGI = (
     *("uwsgi", "--plugins", "python3", "--master", "--enable-threads", "--lazy-apps", "--need-app", "--die-on-term"),
@@ -50,7 +51,7 @@ class Cloud:
     def __init__(self, folder: Path, cache: Path) -> None:
         self._folder, self._log = folder, folder / "log"
         self._began = time.monotonic()
-        self._services: dict[int, str] = {}
+        self._services: dict[int, tuple[str, Callable[[], None]]] = {}  # by process: its name, and what starts it again
         self._schema = cache / f"openstack-{fingerprint()}.sql.xz"
 
     def up(self) -> None:
@@ -70,10 +71,13 @@ class Cloud:
         self._tell("ready")
 
     def watch(self) -> None:
-        """A service that ends is told of, and missed by whoever needs it; the others stay to be looked at."""
+        """A service that ends is told of, and started again as systemd would."""
         while self._services:
             pid, status = os.wait()
-            self._tell(f"{self._services.pop(pid)} has ended with {os.waitstatus_to_exitcode(status)}")
+            name, start_again = self._services.pop(pid)
+            self._tell(f"{name} has ended with {os.waitstatus_to_exitcode(status)}")
+            time.sleep(1)
+            start_again()
 
     # --- what is around the services
 
@@ -116,7 +120,23 @@ class Cloud:
             process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True
             )
-        self._services[process.pid] = name
+        self._services[process.pid] = name, partial(self._start, name, *arguments, **environment)
+
+    def _start_surely(self, name: str, words: str, *arguments: str) -> None:
+        """For what sometimes hangs right after it has forked its worker. words: what that one says then."""
+        log = self._log / f"{name}.log"
+        for _ in range(3):
+            self._start(name, *arguments)
+            deadline = time.monotonic() + STARTED_SECONDS
+            while time.monotonic() < deadline:
+                if words in log.read_text(errors="replace"):
+                    return self._tell(f"{name} is up")
+                time.sleep(0.2)
+            (pid,) = [pid for pid, (its, _) in self._services.items() if its == name]
+            os.killpg(pid, signal.SIGKILL)
+            self._services.pop(pid)
+            self._tell(f"{name} hangs, it is started again")
+        raise SystemExit(f"{name} did not come up; see {log}")
 
     def _wait(self, what: str, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + WAIT_SECONDS
@@ -170,9 +190,10 @@ class Cloud:
         self._start("placement", *placement, "--wsgi-file", "/usr/bin/placement-api")
         self._start("glance", "glance-api", "--config-file", "/etc/glance/glance-api.conf")
         self._start("neutron", "neutron-server", *NEUTRON, "--config-file", "/etc/neutron/ml2.ini")
-        for name in ("nova-conductor", "nova-scheduler", "nova-api"):
+        for name in ("nova-scheduler", "nova-api"):
             self._start(name, name, *NOVA)
         self._start("libvirtd", "libvirtd", "-f", "/etc/libvirt/libvirtd.conf")
+        self._start_surely("nova-conductor", "Starting conductor node", "nova-conductor", *NOVA)
         for name, port, path in APIS:
             self._wait(name, partial(answers, port, path))
 
@@ -184,7 +205,8 @@ class Cloud:
             self._start(name, program, *NEUTRON, "--config-file", f"/etc/neutron/{name}_agent.ini", **path)
         self._start("metadata", "neutron-metadata-agent", *NEUTRON, "--config-file", "/etc/neutron/metadata_agent.ini")
         self._start("nova-compute", "nova-compute", *NOVA, "--config-file", "/etc/nova/libvirt.conf")
-        self._start("fake-compute", "nova-compute", *NOVA, "--config-file", "/etc/nova/fake.conf")
+        fake = "--config-file", "/etc/nova/fake.conf"
+        self._start("fake-compute", "/usr/bin/python3", str(HERE / "fake_compute.py"), *NOVA, *fake)
         self._start("fake-agent", "/usr/bin/python3", str(HERE / "fake_agent.py"), *NEUTRON)
 
 

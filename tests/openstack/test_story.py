@@ -1,4 +1,4 @@
-"""The whole story in a real browser, on a virtual machine of the real cloud: launch, work, see the desktop, stop, start, find the
+"""The whole story in a real browser, on a virtual machine of the real cloud: launch, work, share the desktop, stop, start, find the
 file, delete."""
 
 from __future__ import annotations
@@ -11,11 +11,24 @@ from types import SimpleNamespace
 
 import pytest
 from browser import chromium, delete_instance, run_cell
-from desktops import SESSION, drives, paint, share_of
+from desktops import (
+    SESSION,
+    Desk,
+    baton_goes_over_and_back,
+    drives,
+    guest_is_removed,
+    guest_only_watches,
+    paint,
+    share_of,
+    support_asks_and_is_let_in,
+)
 from facility_hub import FacilityHub
 from openstack.connection import Connection
 from playwright.sync_api import Browser, Page, expect
 from running_hub import until
+from sqlalchemy import select
+
+from hub.database.tables import Instance
 
 CLOUDS_YAML = os.environ.get("HUTCH_TEST_CLOUD", "")
 # an emulated processor on a busy machine
@@ -60,26 +73,41 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.mark.timeout(1500)
-def test_a_scientist_works_on_a_real_machine(
+def test_a_real_machine_is_worked_on_and_shared(
     facility: FacilityHub, browser: Browser, real_cloud: Connection, tmp_path: Path
 ) -> None:
     home = f"http://localhost:{facility.port}/hub/home"
-    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    owner, guest, support = (sign_in(browser, home, login) for login in ("dave", "bob", "frank"))
     try:
-        page.goto(home)
-        page.locator("button[value=ann]").click()
-        expect(page.get_by_role("heading", level=1)).to_have_text("My instances")
-        works(page, home)
+        launches(owner, home)
+        with facility.session() as session:
+            (instance,) = session.scalars(select(Instance.id))
+        shares(owner, guest, support, Desk(instance, facility.sessions))
+        stops_and_finds_the_file(owner, home)
+        delete_instance(owner, home, "Films")
+        expect(owner.get_by_role("heading", level=1)).to_have_text("My instances")
     except BaseException:
-        page.screenshot(path=tmp_path / "failed.png")
-        print(page.url, page.locator("body").inner_text()[:2000])
+        for name, page in {"owner": owner, "guest": guest, "support": support}.items():
+            page.screenshot(path=tmp_path / f"{name}.png")
+            print(name, page.url, page.locator("body").inner_text()[:2000])
         raise
     until(lambda: not list(real_cloud.compute.servers()), "its server is gone", 200)
     until(lambda: not [one for one in real_cloud.network.ports() if one.name.startswith("hutch-")], "its port is gone", 60)
 
 
-def works(page: Page, home: str) -> None:
+def sign_in(browser: Browser, home: str, login: str) -> Page:
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.goto(home)
+    if not (button := page.locator(f"button[value={login}]")).is_visible():
+        page.get_by_text("Everybody else").click()
+    button.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("My instances")
+    return page
+
+
+def launches(page: Page, home: str) -> None:
     page.get_by_role("link", name="New instance").first.click()
+    page.get_by_label("None of them").check()
     page.locator("input[name=plan][value=machine]").check()
     page.locator("#name").fill("Films")
     page.get_by_role("button", name="Launch").click()
@@ -91,9 +119,20 @@ def works(page: Page, home: str) -> None:
     drives(page)
     # the terminal takes its time on an emulated processor, and nobody listens until it is there
     until(lambda: paint(page, "green") or page.wait_for_timeout(2000) or share_of(page, "green") > 0.5, "the desktop is green", 200)
-    if folder := os.environ.get("HUTCH_TEST_PICTURES"):
-        page.screenshot(path=Path(folder) / "real-desktop.png")
 
+
+def shares(owner: Page, guest: Page, support: Page, desk: Desk) -> None:
+    """The owner is staff, so that support has to ask."""
+    desk.let_in("bob", "driver")
+    guest_only_watches(owner, guest, desk)
+    if folder := os.environ.get("HUTCH_TEST_PICTURES"):
+        guest.screenshot(path=Path(folder) / "real-desktop.png")
+    baton_goes_over_and_back(owner, guest)
+    support_asks_and_is_let_in(owner, support, desk, "Frank")
+    guest_is_removed(owner, guest, "Bob")
+
+
+def stops_and_finds_the_file(page: Page, home: str) -> None:
     page.goto(home)
     page.locator("article", has_text="Films").get_by_role("button", name="Stop").click()
     expect(page.locator("main")).to_contain_text("stopped", timeout=LAUNCH_MS)
@@ -101,9 +140,6 @@ def works(page: Page, home: str) -> None:
     until_open(page)
     expect(page.locator(".jp-DirListing-content")).to_contain_text("kept.txt", timeout=60_000)
 
-    delete_instance(page, home, "Films")
-    expect(page.get_by_role("heading", level=1)).to_have_text("My instances")
-
 
 def until_open(page: Page) -> None:
-    page.wait_for_url(re.compile(r"//ann\.localhost:\d+/user/ann/[^/]+/lab"), timeout=LAUNCH_MS)
+    page.wait_for_url(re.compile(r"//dave\.localhost:\d+/user/dave/[^/]+/lab"), timeout=LAUNCH_MS)

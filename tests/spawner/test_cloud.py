@@ -53,6 +53,9 @@ TABLE = [
     pytest.param(answered(401, nova("unauthorized", "token", 401)), Trouble.CREDENTIALS, id="401"),
     pytest.param(answered(403, nova("forbidden", "Policy does not allow", 403)), Trouble.REFUSED, id="policy"),
     pytest.param(answered(400, nova("badRequest", "Invalid input", 400)), Trouble.REFUSED, id="bad-request"),
+    pytest.param(
+        answered(400, nova("badRequest", "The requested availability zone is not available", 400)), Trouble.CLOSED, id="zone"
+    ),
     pytest.param(answered(413, nova("overLimit", "Quota exceeded", 413)), Trouble.QUOTA, id="old-quota"),
     pytest.param(answered(429, nova("overLimit", "slow down", 429)), Trouble.UNANSWERED, id="too-many"),
     pytest.param(answered(500, nova("computeFault", "Unexpected API Error.", 500)), Trouble.UNANSWERED, id="500"),

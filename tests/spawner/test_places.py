@@ -24,6 +24,10 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NO_ROOM = {"error": "No valid host was found. "}
+AT_CREATE = {
+    "capacity-at-create": "No valid host was found.",
+    "closed-zone": "The requested availability zone is not available",
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +78,13 @@ async def test_the_first_place_is_taken_when_it_has_room(make, south, north):
 def fill(devcloud: DevcloudProcess, how: str) -> None:
     if how == "capacity":
         devcloud.next_boot(**NO_ROOM)
-    elif how == "capacity-at-create":
-        devcloud.fault(method="POST", path="/servers$", action="status", status=400, message="No valid host was found.")
+    elif how in AT_CREATE:
+        devcloud.fault(method="POST", path="/servers$", action="status", status=400, message=AT_CREATE[how])
     else:
         devcloud.quota(**{how: 0})
 
 
-@pytest.mark.parametrize("how", ["capacity", "capacity-at-create", "instances", "port"])
+@pytest.mark.parametrize("how", ["capacity", *AT_CREATE, "instances", "port"])
 async def test_a_place_without_room_is_left_clean_for_the_next(make, south, north, how):
     fill(south, how)
     spawner = make()
@@ -172,7 +176,7 @@ async def test_what_differs_in_a_place_is_asked_for_there(make, south):
     await make(**own, allowed_places=["other"]).start()
     assert holds(south) == (1, 1)
     plain = {"places": places}
-    for place, words in {"zone": "refused", "region": "The cloud", "groups": "no security group named nowhere"}.items():
+    for place, words in {"zone": "not available", "region": "The cloud", "groups": "no security group named nowhere"}.items():
         with pytest.raises(LaunchError, match=words):
             await make(user=place, **plain, allowed_places=[place]).start()
     assert holds(south) == (1, 1)
