@@ -31,9 +31,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import ssl as tls
+import os
+import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -50,7 +52,6 @@ from hub.desktop.rfb import KINDS, ClientStream, Counts, Handshake, ProtocolErro
 SUBPROTOCOL = Subprotocol("hutch.rfb")
 
 MALFORMED, TOO_SLOW = 4400, 4408
-LONGEST_HEADER = 10  # of a frame that is not masked; what is read from a desktop has as much room before it
 
 # of its own and quiet: the library's would write tickets down when somebody sets the root logger to DEBUG
 logger = logging.getLogger("hub.desktop.websocket")
@@ -97,8 +98,12 @@ class Handler(Protocol):
 
 HandlerFactory = Callable[["Connection"], Handler]
 
-# what is read from browsers; whoever reads from it is done with it before the next one comes
+# What is read from browsers, and from desktops; whoever reads is done with it before the next one comes. There is room for a
+# frame's header before what is read from a desktop. That is much, if there is much: each turn costs about the same.
 _read_buffer = memoryview(bytearray(16 * 1024))
+LONGEST_HEADER, LONGEST_READ = 10, 512 * 1024
+_outgoing = memoryview(bytearray(LONGEST_HEADER + LONGEST_READ))
+_desktop_buffer = _outgoing[LONGEST_HEADER:]
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -119,7 +124,6 @@ class Connection(asyncio.BufferedProtocol):
         self._websocket = ServerProtocol(subprotocols=[SUBPROTOCOL], max_size=(None, limits.frame_bytes), logger=logger)
         self.handler = handler_factory(self)
         self._running: _Session | None = None
-        self._lent: memoryview | None = None
         self._opened = False
         self._request_bytes = 0
         self._text: bytearray | None = None
@@ -147,7 +151,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.open:
             self._websocket.send_text(json.dumps(message).encode())
             self._write_out()
-            if self._transport.get_write_buffer_size() > _desktop_reads.size + self.limits.browser_buffer:
+            if self._transport.get_write_buffer_size() > LONGEST_READ + self.limits.browser_buffer:
                 self._transport.abort()
 
     def end(self, code: int, message: dict[str, Any] | None = None) -> None:
@@ -170,6 +174,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # what uvloop makes is not derived from it
         self._transport = cast(asyncio.Transport, transport)
+        self._descriptor = transport.get_extra_info("socket").fileno()
         # written at once; and if not all of it is, no more is read from the desktop until it has gone out
         self._transport.set_write_buffer_limits(0)
         self._later("request", self.limits.request_seconds, self._transport.abort)
@@ -203,8 +208,6 @@ class Connection(asyncio.BufferedProtocol):
         self.congested = False
         self._cancel("stalled")
         self.read_again("pongs")
-        _desktop_reads.give_back(self._lent)
-        self._lent = None
         if self._running:
             self._running.flow()
 
@@ -295,14 +298,18 @@ class Connection(asyncio.BufferedProtocol):
             self._running.agreed()
 
     def send_read(self, nbytes: int) -> None:
-        """What was just read from a desktop, from where it was read to. If it cannot be sent at once, it stays there till then."""
-        header, place = _frame_header(nbytes), _desktop_reads.place
-        start, end = LONGEST_HEADER - len(header), LONGEST_HEADER + nbytes
-        place[start:LONGEST_HEADER] = header
+        """What was just read from a desktop, past the transport if nothing waits there: only what is not taken is copied."""
+        header = _frame_header(nbytes)
+        start, sent = LONGEST_HEADER - len(header), 0
+        _outgoing[start:LONGEST_HEADER] = header
+        framed = _outgoing[start : LONGEST_HEADER + nbytes]
         self.counts.bytes_out += nbytes
-        self._transport.write(bytes(place[start:end]) if self.congested else place[start:end])
-        if not self._lent and self._transport.get_write_buffer_size():
-            self._lent = _desktop_reads.lend()
+        if not self._transport.get_write_buffer_size() and not self._transport.is_closing():
+            # what fails here fails in the transport too, which knows what to do
+            with suppress(OSError):
+                sent = os.write(self._descriptor, framed)
+        if sent < len(framed):
+            self._transport.write(bytes(framed[sent:]))
 
     def send(self, data: bytes) -> None:
         self.counts.bytes_out += len(data)
@@ -380,34 +387,6 @@ def _frame_header(length: int) -> bytes:
     return struct.pack(">BBH", 0x82, 126, length) if length < 65536 else struct.pack(">BBQ", 0x82, 127, length)
 
 
-class _DesktopReads:
-    """What is read from desktops goes to one place too, and from there to the browser, without having been copied.
-
-    When a browser does not take all of it at once, another place is used until it has.
-    """
-
-    size = 256 * 1024
-    most_spare = 16
-
-    def __init__(self) -> None:
-        self.place = self._make()
-        self._spare: list[memoryview] = []
-
-    def lend(self) -> memoryview:
-        lent, self.place = self.place, self._spare.pop() if self._spare else self._make()
-        return lent
-
-    def _make(self) -> memoryview:
-        return memoryview(bytearray(LONGEST_HEADER + self.size))
-
-    def give_back(self, lent: memoryview | None) -> None:
-        if lent and len(self._spare) < self.most_spare:
-            self._spare.append(lent)
-
-
-_desktop_reads = _DesktopReads()
-
-
 class _Session(asyncio.BufferedProtocol):
     """One RFB session, and the desktop's side of it."""
 
@@ -482,13 +461,13 @@ class _Session(asyncio.BufferedProtocol):
         self.flow()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _desktop_reads.place[LONGEST_HEADER:]
+        return _desktop_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._handshake.done and not self._stopped:
             self._connection.send_read(nbytes)
         else:
-            self._early += _desktop_reads.place[LONGEST_HEADER : LONGEST_HEADER + nbytes]
+            self._early += _desktop_buffer[:nbytes]
 
     def flow(self) -> None:
         """Reads from the desktop while the browser is there for it and takes what it gets."""
@@ -519,10 +498,11 @@ class _Session(asyncio.BufferedProtocol):
         self._connection.session_lost(self, problem)
 
 
-async def serve(
-    host: str, port: int, handler_factory: HandlerFactory, *, ssl: tls.SSLContext | None = None, limits: Limits | None = None
-) -> asyncio.Server:
+async def serve(host: str, port: int, handler_factory: HandlerFactory, *, limits: Limits | None = None) -> asyncio.Server:
     """Listens for browsers. The loop should be uvloop's."""
-    loop = asyncio.get_running_loop()
     limits = limits or Limits()
-    return await loop.create_server(lambda: Connection(handler_factory, limits), host, port, ssl=ssl, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(handler_factory, limits), host, port, backlog=1024)
+    for listener in server.sockets:
+        # It is the proxy of this machine that comes: where BBR is the default, the pace it keeps costs a fifth, and is of no use.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    return server
