@@ -13,11 +13,12 @@ from statistics import median
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, bindparam, select
+from sqlalchemy import ColumnElement, bindparam, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from . import queue
-from .database.engine import rows, write
+from .database.engine import put, rows, write
 from .database.tables import (
     Instance,
     InstanceEvent,
@@ -82,16 +83,19 @@ def create(
     place: str = "",
 ) -> Instance:
     """lifetime: None for an instance without end. place: where its server will be created first."""
-    instance = Instance(
-        id=str(uuid4()),  # known now, so that all is written at once
-        owner_id=owner_id,
-        server_name=server_name,
-        display_name=display_name,
-        plan_id=plan_id,
-        place=place,
-        ends_at=now() + lifetime if lifetime else None,
+    instance = put(
+        session,
+        Instance(
+            id=str(uuid4()),
+            owner_id=owner_id,
+            server_name=server_name,
+            display_name=display_name,
+            plan_id=plan_id,
+            place=place,
+            ends_at=now() + lifetime if lifetime else None,
+            first_ready_at=None,
+        ),
     )
-    session.add(instance)
     write(session, InstanceMember, {"instance_id": instance.id, "user_id": owner_id, "role": MemberRole.OWNER})
     if experiment_ids:
         write(session, InstanceExperiment, *({"instance_id": instance.id, "experiment_id": name} for name in experiment_ids))
@@ -106,16 +110,25 @@ def intend(session: Session, instance_id: str, kind: IntentKind, actor: str, rea
     """Writes down what is wanted; an older intent that is still open is overtaken by it."""
     for (older,) in rows(session, _OPEN, {"instance_id": instance_id}).all():
         conclude(session, session.get_one(Intent, older), Outcome.CANCELLED, message=f"overtaken: {kind} by {actor}")
-    intent = Intent(instance_id=instance_id, kind=kind, actor=actor, reason=reason)
-    session.add(intent)
-    session.flush()
+    intent = put(session, Intent(instance_id=instance_id, kind=kind, actor=actor, reason=reason, outcome=None))
     record_event(session, instance_id, f"{kind}-asked", intent_id=intent.id, actor=actor, message=reason)
     return intent
 
 
+_CONCLUDE = (
+    update(Intent)
+    .where(Intent.id == bindparam("this"), Intent.outcome.is_(None))
+    .values({name: bindparam(name) for name in ("outcome", "ended_at", "stage", "message", "detail")})
+)
+
+
 def conclude(session: Session, intent: Intent, outcome: Outcome, *, stage: str = "", message: str = "", detail: str = "") -> None:
-    intent.outcome, intent.ended_at = outcome, now()
-    intent.stage, intent.message, intent.detail = stage or None, message or None, detail or None
+    """Once: one that was concluded meanwhile stays so. intent: as it was when it was open; it is changed too."""
+    facts = {"outcome": outcome, "ended_at": now(), "stage": stage or None, "message": message or None, "detail": detail or None}
+    if not rows(session, _CONCLUDE, facts | {"this": intent.id}).rowcount:
+        return
+    for name, value in facts.items():
+        set_committed_value(intent, name, value)
     record_event(session, intent.instance_id, f"{intent.kind}-{outcome}", intent_id=intent.id, message=message)
     queue.leave(session, intent)
 

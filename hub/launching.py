@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from jupyterhub.spawner import Spawner
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import update
+from sqlalchemy import bindparam, update
 from sqlalchemy.orm import Session
 from traitlets import default
 
@@ -38,6 +38,8 @@ CLOUD = "cloud"
 EXPECTED_FOR_SECONDS = 60.0
 # reasons of a LaunchError that are no rule's
 DATABASE, OVERTAKEN, QUEUED = "database", "overtaken", "queued"
+# built once, because that takes longer than the answer
+FIRST_READY = update(Instance).where(Instance.id == bindparam("instance")).values(first_ready_at=bindparam("at"))
 
 
 class LaunchOptions(BaseModel):
@@ -73,7 +75,7 @@ class Granted:
     """What the rules allowed, as the spawner needs it. waits: where it stands in the queue, when it is not its turn yet."""
 
     instance_id: str
-    intent_id: int
+    intent: Intent
     plan: access.PlanOffer
     is_new: bool
     never_came_up: bool
@@ -117,7 +119,7 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
         waits = not asked.by_steward and is_unused and queue.join_behind(session, intent)
     standing = str(queue.standings(session)[intent.id]) if waits else ""
     subject = Subject(person, plan, tuple(visits))
-    return Granted(instance.id, intent.id, plan, is_new, is_unused, subject, instance.place, standing)
+    return Granted(instance.id, intent, plan, is_new, is_unused, subject, instance.place, standing)
 
 
 def _may_start(
@@ -341,13 +343,9 @@ class Launching(Spawner):
     async def _hand_over(self, launch: LaunchLog) -> None:
         """From here on the disk may hold what is the user's; where that cannot be written down, the launch ends."""
         assert self.granted
-        granted = self.granted
-
-        def note(session: Session) -> None:
-            session.execute(update(Instance).where(Instance.id == granted.instance_id).values(first_ready_at=now()))
-
-        if granted.never_came_up:
-            await self._ask(note)
+        if self.granted.never_came_up:
+            ready = {"instance": self.granted.instance_id, "at": now()}
+            await self._ask(lambda session: session.connection().execute(FIRST_READY, ready))
         await super()._hand_over(launch)
 
     async def start(self) -> str:
@@ -385,17 +383,17 @@ class Launching(Spawner):
             return  # still unknown: the intent stays open, and the steward tries again later
 
         def conclude(session: Session) -> None:
-            intent = session.get_one(Intent, granted.intent_id)
-            if failure and failure.reason in queue.SENTENCES and intent.outcome is None:
-                queue.join(session, intent, failure.reason, tried_at=now())
-                return  # it stays open, and is launched again when its turn comes
+            if failure and failure.reason in queue.SENTENCES:
+                intent = session.get_one(Intent, granted.intent.id)
+                if intent.outcome is None:
+                    queue.join(session, intent, failure.reason, tried_at=now())
+                    return  # it stays open, and is launched again when its turn comes
             if events:
-                of = {"instance_id": granted.instance_id, "intent_id": granted.intent_id}
+                of = {"instance_id": granted.instance_id, "intent_id": granted.intent.id}
                 told = ({"kind": event.stage, "seconds": event.seconds, "message": event.message} for event in events)
                 write(session, InstanceEvent, *(of | one for one in told))
-            if intent.outcome is None:
-                words = {"stage": failure.stage, "message": failure.message, "detail": failure.detail} if failure else {}
-                instances.conclude(session, intent, outcome, **words)
+            words = {"stage": failure.stage, "message": failure.message, "detail": failure.detail} if failure else {}
+            instances.conclude(session, granted.intent, outcome, **words)
 
         await self._record("the end of a launch", conclude)
 

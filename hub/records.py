@@ -100,12 +100,8 @@ USAGE = (
     .join(Plan, Plan.id == Instance.plan_id)
     .where(_IS_OWN, Instance.deleted_at.is_(None))
 )
-INSTANCE = (
-    select(Instance)
-    .join(Instance.owner)
-    .where(User.login == bindparam("login"), Instance.server_name == bindparam("server_name"), Instance.deleted_at.is_(None))
-    .options(joinedload(Instance.plan), selectinload(Instance.experiments))
-)
+_IS_NAMED = User.login == bindparam("login"), Instance.server_name == bindparam("server_name"), Instance.deleted_at.is_(None)
+INSTANCE_ID = select(Instance.id).join(Instance.owner).where(*_IS_NAMED)
 CONSENT = (
     select(SupportAccess.right, SupportAccess.until, SupportAccess.id)
     .where(SupportAccess.instance_id == bindparam("instance_id"), SupportAccess.user_id == bindparam("user_id"))
@@ -218,7 +214,9 @@ def server_names(session: Session, user_id: str) -> set[str]:
 
 def find_instance(session: Session, login: str, server_name: str) -> Instance | None:
     """The live instance behind a named server of JupyterHub."""
-    return session.scalar(INSTANCE, {"login": login, "server_name": server_name})
+    if found := rows(session, INSTANCE_ID, {"login": login, "server_name": server_name}).scalar():
+        return session.get(Instance, found, options=(joinedload(Instance.plan), selectinload(Instance.experiments)))
+    return None
 
 
 def instances_owned(session: Session, user_id: str) -> list[Instance]:

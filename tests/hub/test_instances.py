@@ -114,6 +114,21 @@ def test_what_was_done_is_not_touched_by_what_is_wanted_later(session, instance)
     assert first.outcome == DONE
 
 
+def test_whoever_still_holds_an_intent_as_open_does_not_conclude_it_twice(session, instance):
+    held = instances.intend(session, instance.id, LAUNCH, "ann")
+    session.expunge(held)
+    instances.intend(session, instance.id, STOP, "grace")
+    instances.conclude(session, held, DONE)
+    session.expire_all()
+    assert instance.intents[0].outcome == CANCELLED
+    assert "launch-done" not in [event.kind for event in instance.events]
+
+
+def test_what_the_table_fills_in_can_be_read_of_a_new_instance(session):
+    instance = create(session)
+    assert instance.when_owner_leaves == "disconnect" and instance.created_at <= now() and instance.members
+
+
 def test_a_deletion_is_marked_once(session, instance):
     instances.mark_deleted(session, instance, "ann", "done with it", timedelta(days=7))
     marked = (instance.deleted_at, instance.purge_at)
