@@ -381,7 +381,7 @@ def main() -> None:
         ours, ours_tls = stack.enter_context(relay(plain)), stack.enter_context(relay(secured, secrets))
         sides = [ours, ours_tls, stack.enter_context(websockify(plain)), stack.enter_context(bare_copy(plain))]
 
-        # BBR keeps a pace, and its timers count as CPU of whoever sends: all sides send to viewers, and relays choose for themselves
+        # the timers of the pace that BBR keeps count as CPU of whoever sends; relays choose for themselves how they send
         kernel = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
         print(f"CPU seconds per GB, {FLOODS} viewers, {FLOODS * FLOOD_MEGABYTES} MiB a round, the kernel's sockets with {kernel}:")
         figures += ratios("GB", compared(sides, cpu_per_gigabyte, "s"))
