@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import socket
 import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -243,15 +244,16 @@ async def wait_listening(address: str, port: int, deadline: float) -> None:
     loop = asyncio.get_running_loop()
     pause = FIRST_PAUSE_SECONDS
     while (left := deadline - loop.time()) > 0:
-        try:
-            async with asyncio.timeout(left):
-                _, writer = await asyncio.open_connection(address, port)
-        except (OSError, TimeoutError):
-            await asyncio.sleep(min(pause, max(deadline - loop.time(), 0)))
-            pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
-        else:
-            writer.transport.abort()
-            return
+        # bare sockets: there are many tries, by many launches at once, and streams are dear to make
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as tried:
+            tried.setblocking(False)
+            try:
+                async with asyncio.timeout(left):
+                    return await loop.sock_connect(tried, (address, port))
+            except (OSError, TimeoutError):
+                pass
+        await asyncio.sleep(min(pause, max(deadline - loop.time(), 0)))
+        pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
     raise AgentUnreachable(f"Nothing listens at {address}, port {port}.")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +21,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import keystoneauth1.exceptions as keystone_errors
+import keystoneauth1.session
 import openstack
 import openstack.exceptions as sdk_errors
 import requests
@@ -120,6 +123,13 @@ def is_not_found(error: sdk_errors.HttpException) -> bool:
     return isinstance(body, dict) and bool({"itemNotFound", "NeutronError"} & body.keys())
 
 
+def read_environment_once(session: keystoneauth1.session.Session) -> None:
+    """For each request, as requests does, it takes as long as sending the request; proxies, of which there are rarely any, still so."""
+    session.session.trust_env = bool(getproxies())
+    if session.verify is True:
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+
+
 class Cloud:
     """Asks one cloud. Every method is a coroutine and raises CloudError; nothing blocks the event loop."""
 
@@ -154,6 +164,7 @@ class Cloud:
             cloud=self.name, api_timeout=API_TIMEOUT_SECONDS, status_code_retries=0, connect_retries=0, **wanted
         )
         connection = openstack.connection.Connection(config=region)
+        read_environment_once(connection.session)
         # what a hub has loaded by now stays: to look through it at each full collection would hold up all for a tenth of a second
         gc.freeze()
         return connection

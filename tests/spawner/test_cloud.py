@@ -10,8 +10,9 @@ import openstack.exceptions as sdk_errors
 import pytest
 import requests
 import requests.exceptions as http_errors
+from keystoneauth1.session import Session
 
-from spawner.cloud import Cloud, CloudError, Trouble, _next_page, cloud_error
+from spawner.cloud import Cloud, CloudError, Trouble, _next_page, cloud_error, read_environment_once
 from spawner.devcloud.process import DevcloudProcess
 
 HTML = "<html><title>503 Service Unavailable</title></html>"
@@ -104,6 +105,27 @@ def test_listings_go_on_where_nova_says(link, path):
 
 
 # --- against a devcloud
+
+
+@pytest.mark.parametrize(
+    ("configured", "bundle", "used"),
+    [(True, "/site.pem", "/site.pem"), (True, "", True), (False, "/site.pem", False), ("/own.pem", "/site.pem", "/own.pem")],
+)
+def test_the_environments_authorities_are_trusted_where_the_cloud_names_none(monkeypatch, configured, bundle, used):
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
+    session = Session(verify=configured)
+    read_environment_once(session)
+    assert session.verify == used
+
+
+async def test_a_proxy_that_the_environment_names_is_used(monkeypatch, devcloud: DevcloudProcess):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CloudError) as caught:
+        await Cloud("devcloud", devcloud.clouds_yaml).flavor_id("m1.small")
+    assert "proxy" in caught.value.detail.lower()
 
 
 async def test_a_clouds_yaml_that_does_not_exist(tmp_path):
