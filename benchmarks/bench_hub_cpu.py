@@ -80,7 +80,7 @@ def start_hubs(stack: ExitStack, folder: Path) -> dict[str, BenchHub]:
 
 
 def options(spawner: str, user: str) -> dict[str, Any]:
-    return launch_options(USERS, user) if spawner == INSTANCE else {}
+    return launch_options(USERS, user)
 
 
 def measure(hubs: dict[str, BenchHub], everybody: list[str], width: int) -> dict[str, list[float]]:

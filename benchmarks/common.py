@@ -43,7 +43,10 @@ TEAM = 10
 
 # a start is answered when the server is ready: whoever waits for it need not ask the hub meanwhile, which costs the hub CPU
 HUB = """
+from hub import WalConnection
+
 c.JupyterHub.log_level = "INFO"
+c.JupyterHub.db_kwargs = {"connect_args": {"check_same_thread": False, "factory": WalConnection}}
 c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
 c.JupyterHub.allow_named_servers = True
