@@ -124,7 +124,7 @@ def is_not_found(error: sdk_errors.HttpException) -> bool:
 
 
 def read_environment_once(session: keystoneauth1.session.Session) -> None:
-    """For each request, as requests does, it takes as long as sending the request; proxies, of which there are rarely any, still so."""
+    """For each request, as requests does it, it takes as long as the request; where there are proxies, it stays so."""
     session.session.trust_env = bool(getproxies())
     if session.verify is True:
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
