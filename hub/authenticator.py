@@ -7,12 +7,10 @@ is a sibling that only has to find out the login. `DemoAuthenticator` is the one
 from __future__ import annotations
 
 import asyncio
-from contextvars import ContextVar
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from jupyterhub.apihandlers.users import UserAPIHandler, UserServerAPIHandler
 from jupyterhub.auth import Authenticator
 from jupyterhub.handlers import BaseHandler
 from sqlalchemy import select
@@ -20,56 +18,12 @@ from sqlalchemy.orm import Session, selectinload
 from tornado import web
 from traitlets import Bool, Int
 
-from . import instances, records, revoking
-from .database.engine import take_turn
-from .database.tables import IntentKind, User, UserRole, now
+from . import records, revoking
+from .acting import ActingServerHandler, ActingUserHandler
+from .database.tables import User, UserRole, now
 from .errors import HutchError
 from .facility import Facility
 from .group_sync import GroupSync
-
-# JupyterHub tells a spawner that it is to stop or go, but not who asked. Whatever a request starts sees what is set here.
-_acting: ContextVar[str] = ContextVar("acting_login")
-
-
-def acting_login(otherwise: str) -> str:
-    """Whose request this is; `otherwise` outside of any."""
-    return _acting.get(otherwise)
-
-
-class _Acting(BaseHandler):
-    """Notes who asks. Mixed in before the handlers of JupyterHub's API by which servers end."""
-
-    async def prepare(self) -> None:
-        await super().prepare()
-        if self.current_user:
-            _acting.set(self.current_user.name)
-
-
-class ActingUserHandler(_Acting, UserAPIHandler):
-    """One user."""
-
-
-class ActingServerHandler(_Acting, UserServerAPIHandler):
-    """One server of a user."""
-
-    async def delete(self, user_name: str, server_name: str = "") -> None:
-        """JupyterHub has nothing to stop where it serves nothing; but the launch may wait for room, or to be taken back."""
-        await super().delete(user_name, server_name)
-        user = self.find_user(user_name)
-        spawner = user.spawners.get(server_name) if server_name in user.orm_spawners else None
-        if spawner is None or spawner.ready or spawner.pending == "spawn" or getattr(spawner, "_stop_future", None):
-            return
-        wish = user.name, server_name, acting_login(user.name)
-        await self.authenticator.facility.ask(lambda session: _stop(session, *wish))
-
-
-def _stop(session: Session, login: str, server_name: str, actor: str) -> None:
-    """Where no spawner writes it down."""
-    take_turn(session)
-    instance = records.find_instance(session, login, server_name)
-    if instance and instances.is_meant_to_run(session, instance.id):
-        instances.intend(session, instance.id, IntentKind.STOP, actor, "through JupyterHub")
-
 
 # JupyterHub's own admin right includes opening anybody's notebook and making anybody's tokens; its scope `admin:users` includes
 # reading the refresh tokens of their sign-ons, and taking somebody's name. To open is the owner's to grant (see access.MAY), so

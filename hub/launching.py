@@ -26,7 +26,7 @@ from spawner.launch import LaunchError, LaunchLog, Stage
 from spawner.openstack import OpenStackSpawner
 
 from . import access, firewall_hook, instances, queue, records
-from .authenticator import acting_login
+from .acting import acting_login, mark_deleted
 from .database.engine import DatabaseError, take_turn, write
 from .database.tables import Instance, InstanceEvent, Intent, IntentKind, Outcome, now
 from .facility import Facility
@@ -216,6 +216,7 @@ class Launching(Spawner):
     _instance_id = ""
     _by_steward = False
     _chosen: Sequence[str] = ()  # names of security groups
+    deletion_is_written = False
     _is_open = False  # granted, and not written down yet how it ended
 
     @cached_property
@@ -458,13 +459,10 @@ class Launching(Spawner):
 
     async def delete_forever(self) -> None:
         """Only marks: JupyterHub drops its row whatever happens here, and the owner has a grace to change their mind."""
-        actor, login, name = acting_login(self.user.name), self.user.name, self.name
-
-        def mark(session: Session) -> None:
-            if instance := records.find_instance(session, login, name):
-                instances.mark_deleted(session, instance, actor, "through JupyterHub", self.facility.hutch.delete_grace)
-
-        await self.facility.ask(mark)
+        if self.deletion_is_written:
+            return
+        wish = self.user.name, self.name, acting_login(self.user.name), self.facility.hutch.delete_grace
+        await self.facility.ask(lambda session: mark_deleted(session, *wish))
 
     async def _ask(self, work: Callable[[Session], T]) -> T:
         """What a launch cannot go on without."""

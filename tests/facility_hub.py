@@ -162,6 +162,15 @@ class FacilityHub(RunningHub):
         self.until_idle(visitor.login, name)
         return answer
 
+    def until_dropped(self, visitor: Visitor, name: str = "films") -> None:
+        """JupyterHub has nothing more to do with a server that was deleted."""
+
+        def dropped() -> bool:
+            model = self.api("GET", f"users/{visitor.login}?include_stopped_servers=1").json()
+            return name not in model["servers"]
+
+        until(dropped, f"JupyterHub has dropped {visitor.login}/{name}")
+
     # --- what became of it
 
     def instances(self, visitor: Visitor) -> list[Instance]:

@@ -14,7 +14,7 @@ import pytest
 from databases import database_url, upgrade
 from facility_hub import EXAMPLE, FacilityHub, Visitor
 from running_hub import until
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from etl.adapters.files import Files
@@ -341,6 +341,22 @@ def test_a_deletion_only_marks(hub):
     assert (instance.purge_at - instance.deleted_at, instance.purged_at) == (timedelta(days=7), None)
     assert instance.intents[-1].kind == "delete"
     assert len(hub.servers(visitor)) == len(hub.ports(visitor)) == 1
+
+
+def test_a_deletion_that_jupyterhub_carried_out_alone_is_caught_up_with(hub):
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    hub.end(visitor, remove=True)
+
+    def lose_it(session) -> None:
+        # as when the database is away for the moment in which JupyterHub drops its row
+        session.execute(update(Instance).where(Instance.owner_id == visitor.id).values(deleted_at=None, purge_at=None))
+
+    hub.until_dropped(visitor)
+    hub.change(lose_it)
+    assert hub.end(visitor, remove=True).status_code == 204
+    assert hub.instance(visitor).deleted_at
+    assert hub.end(visitor, remove=True).status_code == 404
 
 
 def test_a_name_is_free_again_after_a_deletion(hub):

@@ -27,7 +27,7 @@ def deleted(hub: FacilityHub) -> tuple[Visitor, Instance]:
     visitor = hub.visitor()
     hub.launched(visitor)
     hub.end(visitor, remove=True)
-    until(lambda: hub.instance(visitor).deleted_at, "the instance is marked")
+    hub.until_dropped(visitor)
     return visitor, hub.instance(visitor)
 
 

@@ -136,7 +136,8 @@ def test_who_has_an_instance_already_comes_after_who_has_none(hub):
 
 def test_a_large_launch_is_not_starved_by_small_ones(hub):
     """What becomes free is kept for it, though it is not enough yet."""
-    large, small = hub.visitor(), hub.visitor()
+    large, small, bystander = hub.visitor(), hub.visitor(), hub.visitor()
+    hub.launched(bystander)
     used = cores(hub)
     big = hub.plan("large", flavor="m1.large", cores=8)
     room(hub, cores=max(used, 8))
