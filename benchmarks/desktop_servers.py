@@ -20,6 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from hub.access.desktops import CONTROL, Right  # noqa: E402
 from hub.desktop.relay import Connection, Limits, serve  # noqa: E402
+from spawner.desktop_tls import connect as connect_tls  # noqa: E402
 
 # a stub's desktop is told what to do by update requests, which a relay passes from anybody: what they ask for is in the x
 FLOOD, ANIMATE, STILL = 1, 2, 3
@@ -115,8 +116,9 @@ class Room:
         loop = asyncio.get_running_loop()
 
         async def connect(protocol_factory):
-            name = {"server_hostname": "desktop"} if self.tls else {}
-            return (await loop.create_connection(protocol_factory, host, self.port, ssl=self.tls, **name))[0]
+            if self.tls:
+                return await connect_tls(self.tls, host, self.port, protocol_factory(), hostname="desktop")
+            return (await loop.create_connection(protocol_factory, host, self.port))[0]
 
         self.connection.begin(CONTROL & ~Right.CLIPBOARD_OUT, connect)
 

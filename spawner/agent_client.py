@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 import aiohttp
 
+from .desktop_tls import DesktopTls, connect
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -150,17 +152,13 @@ class AgentClient:
         self, address: str, fingerprint: str, asked: dict[str, Any], on_stage: Callable[[str], None] | None = None
     ) -> asyncio.Transport:
         context, reader = self._context(DESKTOP_PROTOCOL), asyncio.StreamReader(limit=MOST_BYTES)
-        connect = asyncio.get_running_loop().create_connection
-        transport: asyncio.Transport | None = None
+        transport: DesktopTls | None = None
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                transport, _ = await connect(
-                    lambda: asyncio.StreamReaderProtocol(reader), address, self._port, ssl=context, server_hostname=""
-                )
-            tls = transport.get_extra_info("ssl_object")
-            if hashlib.sha256(tls.getpeercert(binary_form=True)).hexdigest() != fingerprint:
+                transport = await connect(context, address, self._port, asyncio.StreamReaderProtocol(reader))
+            if hashlib.sha256(transport.tls.getpeercert(binary_form=True) or b"").hexdigest() != fingerprint:
                 raise _mismatch(address)
-            if tls.selected_alpn_protocol() != DESKTOP_PROTOCOL:
+            if transport.tls.selected_alpn_protocol() != DESKTOP_PROTOCOL:
                 raise AgentRefused("The agent in this instance is too old to show a desktop.")
             transport.write(json.dumps(asked).encode() + b"\n")
             async with asyncio.timeout(DESKTOP_SECONDS):
