@@ -33,6 +33,7 @@ from common import (
     until,
 )
 from openstack.connection import Connection
+from openstack_at_once import swept
 
 from hub.database.tables import Plan
 from tests.openstack import conftest as real
@@ -104,6 +105,7 @@ def main() -> None:
         folder = stack.enter_context(private_folder())
         cloud = stack.enter_context(real.connection("hutch-app"))
         assert not list(cloud.compute.servers()), "the project must be empty"
+        stack.callback(swept, stack.enter_context(real.connection("admin")))
         group = stack.enter_context(let_in(cloud))
         hub = BenchHub(folder, HUB + INSTANCE.format(state_dir=str(folder)) + CONFIG + GROUP.format(group))
         stack.callback(hub.stop)
@@ -116,7 +118,6 @@ def main() -> None:
         prober = Prober(cloud)
         prober.start()
         clicked, stages, opened = launch(hub)
-        stack.callback(hub.api, "DELETE", f"users/{USER}/servers/{SERVER}", json={"remove": True})
         prober.join(10)
         own = own_answers(cloud)
     tell(clicked, stages, opened, prober, own)
@@ -173,14 +174,16 @@ def tell(clicked: float, stages: dict[str, float], opened: float, prober: Prober
     }
     others = {
         "boot": prober.agent - stages["create done"],
-        "identity and account": stages["notebook started"] - stages["identify started"],
+        "the agent's fingerprint on the console": stages["identify done"] - stages["identify started"],
+        "account and environment": stages["notebook started"] - stages["identify done"],
         "JupyterLab starts in the machine": prober.notebook - stages["notebook started"],
     }
     of_these = {
         "until the rules have allowed it": stages["rights done"] - clicked,
         "Neutron's own answer, asked to make a port": own["Neutron"],
         "Nova's own answer, asked to make a server": own["Nova"],
-        "notebook answers until the hub serves it": stages["served"] - prober.notebook,
+        "notebook answers until the agent has said so": stages["ready done"] - prober.notebook,
+        "JupyterHub's own look at it, and the route": stages["served"] - stages["ready done"],
         "JupyterLab's first page": opened - stages["served"],
     }
     for name, seconds in (parts | others | of_these).items():
