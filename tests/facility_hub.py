@@ -45,7 +45,7 @@ c.Hutch.desktop_relays = 0
 c.Hutch.desktop_port = {desktop_port}
 c.Hutch.database_url = {database_url!r}
 c.JupyterHub.db_url = {hub_database_url!r}
-c.Hutch.steward_interval_seconds = 0.5
+c.Hutch.steward_interval_seconds = 1.0
 # at its start only: a listing more would take the faults that tests order for others
 c.Hutch.reconcile_interval_seconds = 3600
 c.Hutch.steward_port = 0

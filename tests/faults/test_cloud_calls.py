@@ -27,6 +27,8 @@ from spawner.devcloud.process import running
 from spawner.launch import LaunchError
 from spawner.servers import Server, instance_of
 
+pytestmark = pytest.mark.any_database
+
 CALLS = {
     "token": ("POST", "/auth/tokens$"),
     "list-servers": ("GET", "/servers/detail"),

@@ -40,6 +40,8 @@ from hub.access import (
 )
 from hub.database.tables import FacilityRole
 
+pytestmark = pytest.mark.any_database
+
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 A_DAY, A_SECOND = timedelta(days=1), timedelta(seconds=1)
 TERMS = Terms(NOW, lifetime=14 * A_DAY)

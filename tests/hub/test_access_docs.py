@@ -11,6 +11,8 @@ from hub import explaining
 from hub.access import MAY, TASKS, WITHOUT_EXPERIMENT, Action, Part, WhenOwnerLeaves
 from hub.configuration import Hutch
 
+pytestmark = pytest.mark.any_database
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "access.md").read_text()
 

@@ -29,6 +29,8 @@ from hub.access import (
 from hub.access.desktops import CONTROL as ALL_RIGHTS
 from hub.database.tables import FacilityRole
 
+pytestmark = pytest.mark.any_database
+
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 A_DAY, A_SECOND = timedelta(days=1), timedelta(seconds=1)
 TERMS = Terms(NOW, support_window=7 * A_DAY)

@@ -14,6 +14,8 @@ from hub.capacity import CAPACITY, QUOTA, Room, verdict, with_one_more
 from hub.database.engine import open_database, sessions
 from hub.database.tables import CloudRoom, now
 
+pytestmark = pytest.mark.any_database
+
 AT = datetime(2026, 3, 10, 12, tzinfo=UTC)
 FLAVORS = {"small": {"cores": 2, "ram": 4096, "disk": 20}, "odd": {"cores": 2, "ram": 4096, "disk": 20, "special": 1}}
 FREE = {"instances": (10, 1), "cores": (20, 2), "ram": (-1, 4096), "port": (50, 1)}

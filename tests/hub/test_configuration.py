@@ -8,6 +8,8 @@ import pytest
 
 from hub.configuration import CONFIG_VARIABLE, ConfigurationError, Hutch, load, read
 
+pytestmark = pytest.mark.any_database
+
 
 @pytest.fixture
 def written(tmp_path: Path):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from hub.steward.differences import Finding, Meant, Policy, Recorded, Rule, State, View, compare, goes_on, step
 
+pytestmark = pytest.mark.any_database
+
 AT = datetime(2026, 3, 10, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 US, THEM = "deployment-1", "deployment-2"

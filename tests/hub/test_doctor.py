@@ -26,6 +26,8 @@ from spawner import builders
 from spawner.agent_tls import HubIdentity
 from spawner.devcloud.process import DevcloudProcess, running
 
+pytestmark = pytest.mark.any_database
+
 MAIL_PASSWORD = "a password for mail"
 WORKING = {
     "database_url": None,

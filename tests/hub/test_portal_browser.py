@@ -14,6 +14,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from hub.instances import conclude, create, intend
 from hub.notices import tell
 
+pytestmark = pytest.mark.any_database
+
 FIRST_LOAD_BYTES = 200 * 1024
 NUMBERS = count()
 

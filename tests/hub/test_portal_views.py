@@ -16,6 +16,8 @@ from hub.portal.hub_api import Server
 from hub.portal.new_instance import Wish
 from hub.services import portal_address
 
+pytestmark = pytest.mark.any_database
+
 NOW = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
 TERMS = Terms(NOW)
 ANN = Person("id-ann", "ann", "Ann Test")

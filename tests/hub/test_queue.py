@@ -14,6 +14,8 @@ from hub.capacity import CAPACITY, QUOTA, Room
 from hub.queue import FIRST_PAUSE, LONGEST_PAUSE, TURN, Waiting, estimated, in_order, may_pass, turns
 from spawner.cloud import Trouble
 
+pytestmark = pytest.mark.any_database
+
 AT = datetime(2026, 3, 10, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 FLAVORS = {"small": {"cores": 2, "ram": 4096, "disk": 20}, "large": {"cores": 8, "ram": 32768, "disk": 80}}

@@ -22,6 +22,8 @@ from hub.database.tables import Deployment
 from hub.facility import Facility
 from hub.steward.__main__ import Steward
 
+pytestmark = pytest.mark.any_database
+
 
 @pytest.fixture
 def site(tmp_path):

@@ -30,6 +30,7 @@ NUMBERS = itertools.count()
 # "facility" gives out the facility's logins; accounts of "proxy" name themselves; "orcid" knows people by their ORCID;
 # "mistaken" is the facility's provider again, with a wrong secret
 CONFIG = """
+c.Hutch.steward_interval_seconds = 60
 c.Authenticator.auth_refresh_age = 1
 c.JupyterHub.authenticator_class = "hub.sign_on.FacilityAuthenticator"
 client = {{"client_id": {client!r}, "client_secret_file": "{folder}/client.secret"}}

@@ -14,6 +14,8 @@ from hub.portal import rooms
 from hub.portal.guard import Guard
 from hub.services import PORTAL_VARIABLE, RELAYS_VARIABLE, addresses, relay_role, relays
 
+pytestmark = pytest.mark.any_database
+
 ID = "a66c81f1-4483-410e-80f6-628b4ed529bc"
 
 

@@ -16,6 +16,8 @@ from websockets.exceptions import ConnectionClosed
 from hub.access.desktops import CONTROL, Right
 from hub.desktop.relay import LONGEST_HEADER, LONGEST_READ, Connection, Limits, Refusal, serve
 
+pytestmark = pytest.mark.any_database
+
 HELLO = b"RFB 003.008\n"
 KEY = bytes((4, 1, 0, 0, 0, 0, 0, 0x61))
 SERVER_INIT = b"a server's init and all the rest"

@@ -28,7 +28,10 @@ from hub.desktop.relay import Connection, serve
 from images.guest import rfb
 
 X_SERVER = "Xtigervnc"
-pytestmark = pytest.mark.skipif(not shutil.which(X_SERVER) and "CI" not in os.environ, reason=f"{X_SERVER} is not installed")
+pytestmark = [
+    pytest.mark.any_database,
+    pytest.mark.skipif(not shutil.which(X_SERVER) and "CI" not in os.environ, reason=f"{X_SERVER} is not installed"),
+]
 FULL, VIEW_ONLY = b"fullfull", b"viewonly"
 SECRET = b"a secret on the desktop"
 NOTHING: set[str] = set()

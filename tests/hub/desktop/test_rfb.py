@@ -17,6 +17,8 @@ from rfb_reader import EXTENDED_CLIPBOARD, EXTENDED_MOUSE_BUTTONS, encodings, fo
 from hub.access.desktops import CONTROL, Right
 from hub.desktop.rfb import ClientStream, Handshake, ProtocolError
 
+pytestmark = pytest.mark.any_database
+
 NOBODYS = Right(0)
 EVERYBODYS = None
 TEXT, CAPS, REQUEST, PEEK, NOTIFY, PROVIDE = 1, *(1 << bit for bit in range(24, 29))

@@ -13,6 +13,8 @@ from hub.access import Consent, Person, Place, Right, Terms, Visit
 from hub.access.desktops import CONTROL, NOTHING
 from hub.desktop.room import ANSWER_WITHIN, GRACE, SENT_AWAY_FOR, TYPES_FOR, VERBS, Request, Room
 
+pytestmark = pytest.mark.any_database
+
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 A_SECOND, A_MOMENT = timedelta(seconds=1), timedelta(milliseconds=1)
 MEMBERS = {"bob": "driver", "dan": "driver", "eve": "viewer"}

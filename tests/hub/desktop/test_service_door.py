@@ -12,6 +12,8 @@ from websockets.datastructures import Headers
 from hub.desktop import relay_of
 from hub.desktop.service import Guest
 
+pytestmark = pytest.mark.any_database
+
 ID = "a66c81f1-4483-410e-80f6-628b4ed529bc"
 PREFIX, ORIGIN, HOST = "/services/desktop-0/", "https://portal.facility.example", "desktop-0.facility.example"
 TICKET = ["hutch.rfb", "hutch.ticket.abc"]
