@@ -16,6 +16,8 @@ from .database.engine import check_current, deployment_id, open_database, sessio
 
 T = TypeVar("T")
 _opened: dict[str, Facility] = {}
+# with the configuration itself, so that its id stays its own
+_known: dict[int, tuple[Config, Facility]] = {}
 
 
 class Facility:
@@ -32,10 +34,12 @@ class Facility:
     @staticmethod
     def of(config: Config) -> Facility:
         """One for each database, for all that JupyterHub builds from the same configuration."""
-        hutch = Hutch(config=config)
-        if hutch.database_url not in _opened:
-            _opened[hutch.database_url] = Facility(hutch)
-        return _opened[hutch.database_url]
+        if id(config) not in _known:  # each new spawner asks, with the same one
+            hutch = Hutch(config=config)
+            if hutch.database_url not in _opened:
+                _opened[hutch.database_url] = Facility(hutch)
+            _known[id(config)] = config, _opened[hutch.database_url]
+        return _known[id(config)][1]
 
     @cached_property
     def deployment_id(self) -> str:

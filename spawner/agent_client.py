@@ -184,10 +184,11 @@ class AgentClient:
         pinned = aiohttp.Fingerprint(bytes.fromhex(fingerprint))
         # there is no name to be resolved, and the default resolver is dear to make
         connector = aiohttp.TCPConnector(ssl=pinned, force_close=True, resolver=aiohttp.ThreadedResolver())
+        jar = aiohttp.DummyCookieJar()  # a cookie would be for nobody
         try:
             async with (
                 # nothing is unpacked and no redirect followed: a small answer could be huge, and lead anywhere
-                aiohttp.ClientSession(connector=connector, timeout=limits, auto_decompress=False) as client,
+                aiohttp.ClientSession(connector=connector, timeout=limits, auto_decompress=False, cookie_jar=jar) as client,
                 client.request(method, url, ssl=self._context(), allow_redirects=False, **body) as response,
             ):
                 if response.status not in (200, 204):
