@@ -12,7 +12,7 @@ from typing import Any, cast
 
 # whoever reads into it has decrypted all of it before the next one comes; in parts, as OpenSSL keeps room for a copy of each
 _read = memoryview(bytearray(512 * 1024))
-PART = 64 * 1024
+PART = 128 * 1024
 RECORD = 16 * 1024
 """The most that TLS gives at once."""
 
@@ -81,8 +81,9 @@ class DesktopTls(asyncio.Transport, asyncio.BufferedProtocol):
             with suppress(ssl.SSLWantReadError):
                 if not self._began:
                     self._begin()
-                while not self._tcp.is_closing():
-                    self._decrypt()
+                self._decrypt()
+                # the peer has said that this was all
+                self._tcp.abort()
         except ssl.SSLError as problem:
             self._problem = problem
             self._tcp.abort()
@@ -96,21 +97,21 @@ class DesktopTls(asyncio.Transport, asyncio.BufferedProtocol):
             self.agreed.set_result(None)
 
     def _decrypt(self) -> None:
-        """One record. A buffered protocol hears of it when it has no room for another, or there is none."""
-        if isinstance(self._protocol, asyncio.BufferedProtocol):
+        """A record at a time. A buffered protocol hears of them when it has no room for another, or all are there."""
+        if not isinstance(self._protocol, asyncio.BufferedProtocol):
+            while data := self.tls.read(RECORD):
+                self._protocol.data_received(data)
+            return
+        # what it is told to read into is not in the types that come with mypy
+        read: Any = self.tls.read
+        length = -1
+        while length:
             if not self._filled:
                 self._room = memoryview(self._protocol.get_buffer(-1))
-            # what it is told to read into is not in the types that come with mypy
-            length = cast(int, self.tls.read(RECORD, self._room[self._filled :]))
+            length = read(RECORD, self._room[self._filled :])
             self._filled += length
             if self._filled + RECORD > len(self._room):
                 self._hand_over()
-        else:
-            data = self.tls.read(RECORD)
-            length = len(data)
-            self._protocol.data_received(data)
-        if not length:
-            self._tcp.abort()
 
     def _hand_over(self) -> None:
         length, self._filled = self._filled, 0
