@@ -8,12 +8,12 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 
-from ..access import Action, Decision
+from ..access import Decision
 from ..database.tables import Instance
-from ..desktop.support import CAN_ASK, may_come
-from ..records import find_place
+from ..desktop.support import CAN_ASK
 from .desk import AtDesk, seen_instance
 from .pages import instance_path
+from .rooms import may_come
 
 routes = APIRouter()
 # of text, below what the relay lets through in one message
@@ -58,13 +58,13 @@ CODES = frozenset(layout.code for layout in LAYOUTS)
 async def desktop(desk: AtDesk, instance_id: str) -> HTMLResponse:
     def asked(session: Session) -> tuple[Instance, Decision]:
         instance = seen_instance(session, desk, instance_id)
-        return instance, may_come(desk.person, find_place(session, instance, desk.person, desk.terms), Action.WATCH, desk.terms)
+        return instance, may_come(session, desk, instance)
 
     instance, decision = await desk.run(asked)
-    if not decision:
-        can_ask = decision.rule in CAN_ASK
-        return desk.page("no_desktop.html", status=403, instance=instance, decision=decision, can_ask=can_ask)
     mine = instance.owner_id == desk.person.id
+    if not decision:
+        can_ask, start = decision.rule in CAN_ASK, mine and decision.rule == "stopped" and instance_path(instance.server_name)
+        return desk.page("no_desktop.html", status=403, instance=instance, decision=decision, can_ask=can_ask, start=start)
     return desk.page(
         "desktop.html",
         id=instance.id,

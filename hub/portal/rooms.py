@@ -19,6 +19,7 @@ from ..access import Action, Decision
 from ..database.tables import Instance
 from ..desktop import relay_of, support, tickets
 from ..desktop.relay import SUBPROTOCOL
+from ..instances import State, in_force, state_of
 from ..records import find_place
 from ..services import RELAYS_VARIABLE
 from .desk import AtDesk, Desk, seen_instance
@@ -39,14 +40,17 @@ async def ticket(desk: AtDesk, instance_id: str) -> JSONResponse:
 
 def _issue(session: Session, desk: Desk, instance_id: str) -> tuple[Decision, str]:
     instance = seen_instance(session, desk, instance_id)
-    decision = _may_come(session, desk, instance)
+    decision = may_come(session, desk, instance)
     return decision, tickets.issue(session, instance.id, desk.person.id, desk.at) if decision else ""
 
 
-def _may_come(session: Session, desk: Desk, instance: Instance) -> Decision:
+def may_come(session: Session, desk: Desk, instance: Instance) -> Decision:
     if not _relays():
         return Decision(False, "no-desktops", "There are no desktops here: they are switched off.")
-    return support.may_come(desk.person, find_place(session, instance, desk.person, desk.terms), Action.WATCH, desk.terms)
+    decision = support.may_come(desk.person, find_place(session, instance, desk.person, desk.terms), Action.WATCH, desk.terms)
+    if decision and state_of(in_force(instance.intents)) is State.STOPPED:
+        return Decision(False, "stopped", "This instance is stopped. Its owner can start it again.")
+    return decision
 
 
 def _relays() -> list[str]:

@@ -101,6 +101,20 @@ def test_who_has_no_part_in_an_instance_gets_no_ticket(desktops, instance):
     assert desktops.asked(instance, stranger).status_code == 404
 
 
+def test_a_stopped_instance_has_no_ticket_but_a_way_to_its_start(desktops):
+    visitor = desktops.hub.visitor()
+    instance = desktops.hub.launched(visitor)
+    desktops.hub.end(visitor)
+    refused = desktops.asked(instance, visitor)
+    assert (refused.status_code, refused.json()["rule"]) == (403, "stopped")
+    page = desktops.browser(visitor.login).get(f"instances/{instance.id}/desktop")
+    assert page.status_code == 403
+    assert f'instances/{instance.server_name}">Start it' in page.text
+    desktops.hub.start_again(visitor)
+    desktops.hub.until_ready(visitor.login, instance.server_name)
+    desktops.opened(instance, visitor).until_shown(drives=True)
+
+
 def test_a_member_without_the_owner_is_told_why(desktops, instance):
     driver = desktops.member(instance, "driver")
     assert desktops.opened(instance, driver).until_out() == (4403, "owner-away")
