@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,9 @@ from websockets.exceptions import ConnectionClosed
 
 from hub.access.desktops import CONTROL, Right
 from hub.desktop.relay import LONGEST_HEADER, LONGEST_READ, Connection, Limits, Refusal, serve
+from spawner.agent_tls import HubIdentity
+from spawner.desktop_tls import RECORD
+from spawner.desktop_tls import connect as connect_tls
 
 pytestmark = pytest.mark.any_database
 
@@ -30,16 +35,21 @@ def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
 
 
 class Desktop:
-    """Stands where Xvnc is: says something at once, keeps what it hears."""
+    """Stands where Xvnc is: says something at once, keeps what it hears. With an identity, behind TLS as agents are."""
 
-    def __init__(self) -> None:
+    def __init__(self, identity: HubIdentity | None = None) -> None:
+        self.identity, self.served = identity, None
+        if identity:
+            identity.hub_ca_pem()
+            self.served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.served.load_cert_chain(identity._certificate)
         self.heard = bytearray()
         self.writers: list[asyncio.StreamWriter] = []
         self.says = SERVER_INIT
         self.reads = True
 
     async def __aenter__(self) -> Desktop:
-        self.server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
+        self.server = await asyncio.start_server(self._talk, "127.0.0.1", 0, ssl=self.served)
         self.port = self.server.sockets[0].getsockname()[1]
         return self
 
@@ -58,6 +68,8 @@ class Desktop:
             self.heard += data
 
     async def open(self, protocol_factory: Callable[[], asyncio.BaseProtocol]) -> Any:
+        if self.identity:
+            return await connect_tls(self.identity.client_context(), "127.0.0.1", self.port, protocol_factory())
         transport, _ = await asyncio.get_running_loop().create_connection(protocol_factory, "127.0.0.1", self.port)
         return transport
 
@@ -102,7 +114,7 @@ class Relay:
 
 
 @asynccontextmanager
-async def relay(rights: Right = CONTROL, **limits: Any) -> AsyncIterator[Relay]:
+async def relay(rights: Right = CONTROL, identity: HubIdentity | None = None, **limits: Any) -> AsyncIterator[Relay]:
     guests: list[Guest] = []
 
     def enter(connection: Connection) -> Guest:
@@ -110,7 +122,7 @@ async def relay(rights: Right = CONTROL, **limits: Any) -> AsyncIterator[Relay]:
         return guests[-1]
 
     # pytest's own limit does not reach what waits in uvloop
-    async with asyncio.timeout(60), Desktop() as desktop:
+    async with asyncio.timeout(60), Desktop(identity) as desktop:
         server = await serve("127.0.0.1", 0, enter, limits=Limits(**limits))
         try:
             yield Relay(desktop, server, guests)
@@ -480,24 +492,34 @@ async def flood(writer: asyncio.StreamWriter, megabytes: int) -> None:
             await writer.drain()
 
 
-async def test_a_desktop_that_floods_a_browser_that_does_not_read_is_held_back_and_the_browser_let_go() -> None:
-    async with relay(stalled_seconds=0.5, close_seconds=0.5) as at, raw_websocket(at) as browser:
+@pytest.fixture(params=["plain", "TLS"])
+def behind(request: pytest.FixtureRequest, tmp_path: Path) -> HubIdentity | None:
+    return HubIdentity(tmp_path / "hub") if request.param == "TLS" else None
+
+
+async def test_a_desktop_that_floods_a_browser_that_does_not_read_is_held_back_and_the_browser_let_go(
+    behind: HubIdentity | None,
+) -> None:
+    async with relay(identity=behind, stalled_seconds=0.5, close_seconds=0.5) as at, raw_websocket(at) as browser:
         await browser.enter()
         guest = at.guests[0]
+        await until(lambda: at.desktop.writers)
         flooding = asyncio.ensure_future(flood(at.desktop.writers[0], 200))
         await until(lambda: guest.connection.congested)
         held = guest.connection._transport.get_write_buffer_size()
         await asyncio.wait_for(guest.closed.wait(), 15)
-        assert held <= LONGEST_READ + LONGEST_HEADER
+        # what was read of TLS may end a record later, in a frame of its own
+        assert held <= LONGEST_READ + LONGEST_HEADER + (2 * RECORD if behind else 0)
         assert sent_of(at) < 20 << 20
         assert guest.connection.close_code == 4408
         await asyncio.wait_for(flooding, 5)
 
 
-async def test_a_slow_browser_slows_nobody_else() -> None:
-    async with relay() as at, raw_websocket(at) as slow, at.browser() as quick:
+async def test_a_slow_browser_slows_nobody_else(behind: HubIdentity | None) -> None:
+    async with relay(identity=behind) as at, raw_websocket(at) as slow, at.browser() as quick:
         await slow.enter()
         await enter(quick)
+        await until(lambda: len(at.desktop.writers) == 2)
         flooding = [asyncio.ensure_future(flood(writer, 60)) for writer in at.desktop.writers]
         received = 0
         while received < 60 << 20:
@@ -516,9 +538,9 @@ async def browser_takes(browser: RawBrowser, guest: Guest) -> None:
         received += len((await browser.frame())[1])
 
 
-async def test_all_bytes_arrive_in_their_order_however_slowly_they_are_taken() -> None:
+async def test_all_bytes_arrive_in_their_order_however_slowly_they_are_taken(behind: HubIdentity | None) -> None:
     said = b"".join(number.to_bytes(4, "big") for number in range(2_000_000))
-    async with relay() as at, raw_websocket(at) as browser:
+    async with relay(identity=behind) as at, raw_websocket(at) as browser:
         await browser.enter()
         await until(lambda: at.desktop.writers)
         at.desktop.writers[0].write(said)
@@ -553,8 +575,8 @@ async def test_texts_for_a_browser_that_does_not_read_are_not_kept_without_end()
         await asyncio.wait_for(at.guests[0].closed.wait(), 5)
 
 
-async def test_a_desktop_that_takes_no_input_is_given_up_and_the_browser_is_not() -> None:
-    async with relay(stalled_seconds=0.5, frames_per_second=1 << 30) as at, at.browser() as browser:
+async def test_a_desktop_that_takes_no_input_is_given_up_and_the_browser_is_not(behind: HubIdentity | None) -> None:
+    async with relay(identity=behind, stalled_seconds=0.5, frames_per_second=1 << 30) as at, at.browser() as browser:
         await enter(browser)
         at.desktop.reads = False
         await browser.send(KEY)
