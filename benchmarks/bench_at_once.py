@@ -3,6 +3,9 @@
 The script does what it must and no more: a port and a server each, in threads of their own, then a look each second until
 the server is ACTIVE and its agent's port is open. Hutch decides by its rules, hands over to the agent, and waits until the
 notebook answers. The cloud is devcloud with its stub payload, told to take some seconds for each boot; it counts the calls itself.
+
+A third side is JupyterHub alone, with a spawner that waits for as long as a boot takes and does nothing else: no spawner can be
+faster than that.
 """
 
 from __future__ import annotations
@@ -17,7 +20,20 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from common import Figure, at_once, instance_config, launch_options, private_folder, report, running_hub, spread, until
+from common import (
+    BenchHub,
+    Figure,
+    at_once,
+    instance_config,
+    launch_options,
+    nothing_config,
+    private_folder,
+    report,
+    running_hub,
+    spread,
+    stub_notebook,
+    until,
+)
 from openstack.connection import Connection
 
 from spawner import builders
@@ -31,23 +47,27 @@ USERS = [f"u{number}" for number in range(LAUNCHES * ROUNDS + 1)]
 
 def main() -> None:
     print(f"stub payload: devcloud answers in place of agent and notebook; each boot takes {BOOT_SECONDS:g} s")
-    taken: dict[str, list[float]] = {"script": [], "Hutch": []}
-    calls: dict[str, list[int]] = {"script": [], "Hutch": []}
+    taken: dict[str, list[float]] = {"script": [], "JupyterHub alone": [], "Hutch": []}
+    calls: dict[str, list[int]] = {name: [] for name in taken}
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
         devcloud = stack.enter_context(running(folder / "devcloud", payload="stub"))
         devcloud.quota(instances=-1, cores=-1, ram=-1, port=-1)
         config = instance_config(devcloud, folder / "hub", USERS)
         hub = stack.enter_context(running_hub(folder / "hub", config, USERS))
+        nothing = nothing_config(stack.enter_context(stub_notebook()), seconds=BOOT_SECONDS)
+        alone = stack.enter_context(running_hub(folder / "alone", nothing, USERS))
         # credentials, catalogue and versions are asked for once, by both
-        hub.launch(USERS[-1], launch_options(USERS, USERS[-1]))
+        for each in (hub, alone):
+            each.launch(USERS[-1], launch_options(USERS, USERS[-1]))
         plain = stack.enter_context(devcloud.connect())
         user_data = b64encode(builders.user_data(HubIdentity(folder / "keys").hub_ca_pem(), 8765).encode()).decode()
         for number in range(ROUNDS):
             users = USERS[number * LAUNCHES : (number + 1) * LAUNCHES]
             ways: dict[str, Callable[[], Any]] = {
                 "script": partial(script, plain, users, user_data),
-                "Hutch": partial(at_once, lambda user: hub.launch(user, launch_options(USERS, user)), users, LAUNCHES),
+                "JupyterHub alone": partial(launches, alone, users),
+                "Hutch": partial(launches, hub, users),
             }
             for name, way in ways.items():
                 devcloud.next_boot(seconds=BOOT_SECONDS, times=LAUNCHES)
@@ -59,16 +79,22 @@ def main() -> None:
                 print(f"  round {number + 1}, {name}: {taken[name][-1]:.1f} s, {calls[name][-1]} calls")
                 if name == "script":
                     emptied(plain)
-            at_once(hub.end, users, 20)
+            for each in (hub, alone):
+                at_once(each.end, users, 20)
     for name in taken:
         print(f"{name}: {spread(taken[name], 1)} s for {LAUNCHES}; {median(calls[name]) / LAUNCHES:.1f} calls each")
-    slower = [ours / plain for ours, plain in zip(taken["Hutch"], taken["script"], strict=True)]
+    slower = {name: median(ours / plain for ours, plain in zip(taken[name], taken["script"], strict=True)) for name in taken}
     share = median(calls["Hutch"]) / median(calls["script"])
     against = f"a parallel script, a look each {LOOK_SECONDS:g} s, boots of {BOOT_SECONDS:g} s, same run (stub payload)"
     report(
-        Figure(f"{LAUNCHES} launches at once", round(median(slower), 2), "x", 1.1, against),
+        Figure(f"{LAUNCHES} launches at once", round(slower["Hutch"], 2), "x", 1.1, against),
+        Figure(f"{LAUNCHES} launches at once of JupyterHub alone", round(slower["JupyterHub alone"], 2), "x", None, against),
         Figure(f"calls of {LAUNCHES} launches at once", round(share, 2), "x", 0.33, against),
     )
+
+
+def launches(hub: BenchHub, users: Sequence[str]) -> None:
+    at_once(lambda user: hub.launch(user, launch_options(USERS, user)), users, LAUNCHES)
 
 
 def script(cloud: Connection, names: Sequence[str], user_data: str, image: str = "hutch-notebook", **more: str) -> None:

@@ -70,10 +70,13 @@ c.Hutch.default_quota = -1
 """
 
 NOTHING = """
+import asyncio
+
 from jupyterhub.spawner import Spawner
 
 class NothingSpawner(Spawner):
     async def start(self):
+        await asyncio.sleep({seconds})
         return {url!r}
 
     async def stop(self, now=False):
@@ -109,8 +112,9 @@ def running_hub(folder: Path, config: str, users: Sequence[str] = ()) -> Iterato
         hub.stop()
 
 
-def nothing_config(stub_url: str) -> str:
-    return NOTHING.format(url=stub_url)
+def nothing_config(stub_url: str, seconds: float = 0) -> str:
+    """seconds: what a start waits for."""
+    return NOTHING.format(url=stub_url, seconds=seconds)
 
 
 def openstack_config(devcloud: DevcloudProcess) -> str:
