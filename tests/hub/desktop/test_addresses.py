@@ -61,7 +61,7 @@ def test_a_room_is_at_the_relay_that_has_it(monkeypatch):
 def test_without_relays_the_portal_says_so(monkeypatch):
     monkeypatch.setenv(RELAYS_VARIABLE, addresses(Hutch(desktop_relays=0))[RELAYS_VARIABLE])
     desk: Any = SimpleNamespace(person=Person("ann", "ann", "Ann"))
-    assert rooms._may_come(None, desk, None).rule == "no-desktops"  # type: ignore[arg-type]
+    assert rooms.may_come(None, desk, None).rule == "no-desktops"  # type: ignore[arg-type]
 
 
 def test_pages_may_connect_to_relays_and_nowhere_else():
