@@ -27,7 +27,7 @@ ARGUMENTS = [
 def chromium() -> Iterator[Browser]:
     """The test is skipped where there is none (which is a failure in CI)."""
     # the whole Chromium costs several times as much for the same pages
-    program = shutil.which("chromium-headless-shell")
+    program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
     if program is None:
         pytest.skip("the browser is missing: apt-get install chromium-headless-shell")
     expect.set_options(timeout=PATIENCE_SECONDS * 1000)
