@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from openstack.config import OpenStackConfig
 from openstack.connection import Connection
+from running_hub import until
 
 from hub.configuration import Hutch
 from hub.database.engine import open_database, upgrade
@@ -54,6 +55,18 @@ def real_cloud() -> Iterator[Connection]:
     put_image()
     with connection("hutch-app") as cloud:
         yield cloud
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emptied(real_cloud: Connection) -> Iterator[None]:
+    """Whatever a file has left, the next one begins with an empty project."""
+    yield
+    for server in real_cloud.compute.servers():
+        real_cloud.compute.delete_server(server)
+    until(lambda: not list(real_cloud.compute.servers()), "the servers are gone")
+    for port in real_cloud.network.ports():
+        if port.name.startswith("hutch-"):
+            real_cloud.network.delete_port(port)
 
 
 @pytest.fixture(scope="session")

@@ -70,11 +70,6 @@ def hub(real_cloud: Connection, tmp_path: Path) -> Iterator[FacilityHub]:
         finally:
             hub.stop()
             hub.engine.dispose()
-            for server in cloud.compute.servers():
-                cloud.compute.delete_server(server)
-            until(lambda: not list(cloud.compute.servers()), "the project is empty")
-            for port in hub.ports():
-                cloud.network.delete_port(port["id"])
 
 
 @pytest.mark.timeout(900)
