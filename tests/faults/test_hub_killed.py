@@ -34,7 +34,7 @@ def after(facility_hub: FacilityHub) -> dict[str, Visitor]:
         visitor, (server,) = visitors[point], hub.servers(visitors[point])
         devcloud.fault(method="POST", path=f"/servers/{server['id']}/action", action="status", status=503, times=None)
         hub.api("DELETE", f"users/{visitor.login}/servers/films", visitor.token, json={"remove": point == "deleting"})
-        hub.until_intent(visitor, kind="stop", outcome=None)
+        hub.until_intent(visitor, kind="delete" if point == "deleting" else "stop", outcome=None)
     devcloud.next_boot(seconds=6)
     hub.launch(visitors["booting"])
     until(lambda: hub.servers(visitors["booting"]), "the server boots")
@@ -62,13 +62,22 @@ def test_a_launch_is_taken_up_again_by_itself(hub, after, point):
         assert instance.intents[0].outcome == "cancelled" and "overtaken" in instance.intents[0].message
 
 
-@pytest.mark.parametrize("point", ["stopping", "deleting"])
-def test_a_stop_that_was_cut_off_is_finished(hub, after, point):
-    """A deletion stops first, and was not reached; who asked can ask again."""
-    visitor = after[point]
+def test_a_stop_that_was_cut_off_is_finished(hub, after):
+    visitor = after["stopping"]
     hub.until_intent(visitor, kind="stop", outcome=Outcome.DONE)
     assert [server["status"] for server in hub.servers(visitor)] == ["SHUTOFF"]
     hub.until_idle(visitor.login, "films")
+
+
+def test_a_deletion_that_was_cut_off_goes_on(hub, after):
+    visitor = after["deleting"]
+    until(
+        lambda: [server["status"] for server in hub.servers(visitor)] == ["SHUTOFF"], "the server is off, for as long as the grace"
+    )
+    hub.until_idle(visitor.login, "films")
+    assert hub.instance(visitor).deleted_at
+    hub.launched(visitor)
+    assert len(hub.instances(visitor)) == 2, "the name is free"
 
 
 def test_a_server_that_was_lost_meanwhile_is_unreachable_and_taken_back_when_it_answers(hub, after):
