@@ -30,7 +30,8 @@ c.OpenStackSpawner.stop_timeout_seconds = 30
 
     def things(self) -> dict[str, bool]:
         servers = self.cloud.compute.get("/servers/detail").json()["servers"]
-        found = {server["id"]: server["status"] in ("ACTIVE", "HARD_REBOOT") for server in servers}
+        # what answers already may be called BUILD for a moment more
+        found = {server["id"]: server["status"] in ("BUILD", "ACTIVE", "HARD_REBOOT") for server in servers}
         ports = self.cloud.network.get("/ports").json()["ports"]
         return found | {f"port {port['id']}": False for port in ports if port["device_id"] not in found}
 
