@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -122,8 +121,7 @@ class Bench:
             ready = time.perf_counter() - began
             return ready, ready + kernel_answers(url, "bench")
         finally:
-            process.send_signal(signal.SIGINT)
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait()
 
     def nursery_alone(self, name: str) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 import time
 from datetime import datetime, timedelta
@@ -24,6 +25,10 @@ from hub.database.tables import (
     now,
 )
 from hub.instances import record_event
+from images.guest.desktop import NEEDED
+
+MISSING = [name for name in NEEDED if not shutil.which(name)]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is not installed")
 
 # a removal is seen at the next look at the records
 AT_ONCE_SECONDS = 1.0
