@@ -255,11 +255,15 @@ class FacilityHub(RunningHub):
 @contextmanager
 def facility(folder: Path, more: str = "", payload: str = "stub") -> Iterator[FacilityHub]:
     """A facility for the length of a block; `more` are lines of its configuration before `hub.install`."""
-    with running(folder / "devcloud", payload=payload) as devcloud:
-        hub = FacilityHub(folder / "hub", devcloud, more)
-        try:
-            hub.start()
-            yield hub
-        finally:
-            hub.stop()
-            hub.engine.dispose()
+    with running(folder / "devcloud", payload=payload) as devcloud, started(FacilityHub(folder / "hub", devcloud, more)) as hub:
+        yield hub
+
+
+@contextmanager
+def started(hub: FacilityHub) -> Iterator[FacilityHub]:
+    try:
+        hub.start()
+        yield hub
+    finally:
+        hub.stop()
+        hub.engine.dispose()

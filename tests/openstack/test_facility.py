@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 from cryptography import x509
-from facility_hub import FacilityHub, Visitor
+from facility_hub import FacilityHub, Visitor, started
 from made_servers import make_server
 from openstack.connection import Connection
 from running_hub import until
@@ -72,12 +72,8 @@ def hub(clouds_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         hub = FacilityHub(tmp_path_factory.mktemp("facility"), devcloud, CONFIG)
         hub.plan("anywhere", places=["closed", "crowded", "free"])
         hub.plan("crowded", places=["crowded"])
-        try:
-            hub.start()
+        with started(hub):
             yield hub
-        finally:
-            hub.stop()
-            hub.engine.dispose()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from chaos.run import CONFIG, Chaos
 from chaos.victims import Victims
-from facility_hub import FacilityHub
+from facility_hub import FacilityHub, started
 from openstack.connection import Connection
 from running_hub import until
 from stand_ins import standing_in
@@ -63,13 +63,8 @@ def service(words: str) -> int:
 def hub(real_cloud: Connection, tmp_path: Path) -> Iterator[FacilityHub]:
     with standing_in(CLOUDS_YAML, tmp_path / "stand-ins") as (_, clouds_yaml), connection("hutch-app", clouds_yaml) as cloud:
         devcloud: Any = SimpleNamespace(clouds_yaml=clouds_yaml, connect=lambda: cloud)
-        hub = FacilityHub(tmp_path / "hub", devcloud, CONFIG + ON_REAL_API)
-        try:
-            hub.start()
+        with started(FacilityHub(tmp_path / "hub", devcloud, CONFIG + ON_REAL_API)) as hub:
             yield hub
-        finally:
-            hub.stop()
-            hub.engine.dispose()
 
 
 @pytest.mark.timeout(900)
