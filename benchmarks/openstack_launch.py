@@ -1,6 +1,6 @@
 """What Hutch adds to the boot of a virtual machine on the real cloud: a launch, split where it waits for others.
 
-The figure is of a hub at work, which has launched before; its first launch, for which it signs in at the cloud, is shown too.
+The figure is of a hub at work, which has launched before; its first launch is shown too.
 
 A prober beside the hub looks all the time for what the hub waits for: the machine's agent that listens, the notebook that answers.
 What lies between these moments and Hutch's own is Hutch's; the boot, and the notebook's start on an emulated processor, are not.
@@ -42,6 +42,7 @@ from tests.openstack import conftest as real
 
 USERS, ALLOWED_SECONDS, LOOK_SECONDS, ROUNDS = ("ann", "bob"), 500, 0.02, 5
 CONFIG = f"""
+c.JupyterHub.authenticator_class = "hub.authenticator.DemoAuthenticator"
 c.JupyterHub.hub_ip = {real.HUB_ADDRESS!r}
 c.JupyterHub.internal_ssl = True
 c.JupyterHub.trusted_alt_names = ["IP:{real.HUB_ADDRESS}"]
@@ -66,7 +67,10 @@ def let_in(cloud: Connection) -> Iterator[str]:
     cloud.network.create_security_group_rule(
         security_group_id=group.id, direction="ingress", ether_type="IPv4", remote_ip_prefix=f"{real.HUB_ADDRESS}/32"
     )
-    yield group.name
+    try:
+        yield group.name
+    finally:
+        cloud.network.delete_security_group(group)
 
 
 class Prober(threading.Thread):
@@ -109,8 +113,8 @@ def main() -> None:
         folder = stack.enter_context(private_folder())
         cloud = stack.enter_context(real.connection("hutch-app"))
         assert not list(cloud.compute.servers()), "the project must be empty"
-        stack.callback(swept, stack.enter_context(real.connection("admin")))
         group = stack.enter_context(let_in(cloud))
+        stack.callback(swept, stack.enter_context(real.connection("admin")))
         hub = BenchHub(folder, HUB + INSTANCE.format(state_dir=str(folder)) + CONFIG + GROUP.format(group))
         stack.callback(hub.stop)
         furnish(folder, USERS)

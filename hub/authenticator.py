@@ -18,6 +18,9 @@ from sqlalchemy.orm import Session, selectinload
 from tornado import web
 from traitlets import Bool, Int
 
+from spawner.settings import OpenStackSettings
+from spawner.surroundings import sign_in
+
 from . import records, revoking
 from .acting import ActingServerHandler, ActingUserHandler
 from .database.tables import User, UserRole, now
@@ -98,7 +101,10 @@ class FacilityUsers(Authenticator):
     def get_handlers(self, app: Any) -> list[tuple[str, type]]:
         # opens the database: what is wrong with it is said at the hub's start, not at the first sign-on
         _ = self.facility.deployment_id
-        self._following = asyncio.get_running_loop().create_task(GroupSync(app, self.facility).follow(self.auth_refresh_age))
+        beside = [GroupSync(app, self.facility).follow(self.auth_refresh_age)]
+        if issubclass(app.spawner_class, OpenStackSettings):
+            beside.append(sign_in(app.spawner_class(config=app.config)))
+        self._beside = [asyncio.create_task(work) for work in beside]
         # these come before JupyterHub's own
         return [
             *revoking.HANDLERS,

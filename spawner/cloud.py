@@ -85,6 +85,9 @@ def cloud_error(error: Exception, asked: str) -> CloudError:
         return CloudError(Trouble.CREDENTIALS, f"The cloud is not configured rightly, so it could not {asked}.", detail)
     if isinstance(error, sdk_errors.HttpException):
         return _http_error(error, asked, detail)
+    if isinstance(error, sdk_errors.DuplicateResource):
+        sentence = f"The cloud has several of that name, so it could not {asked}. The facility's settings must give its id."
+        return CloudError(Trouble.REFUSED, sentence, detail)
     if isinstance(error, keystone_errors.Unauthorized | keystone_errors.AuthorizationFailure):
         return CloudError(Trouble.CREDENTIALS, f"The cloud does not accept Hutch's credentials, so it could not {asked}.", detail)
     return CloudError(Trouble.UNANSWERED, f"The cloud did not answer when asked to {asked}.", detail)

@@ -13,9 +13,11 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jupyterhub.user
 from jupyterhub.spawner import Spawner
 from tornado import web
 
@@ -33,6 +35,8 @@ T = TypeVar("T")
 
 AGENT_REASONS = {AgentUnreachable: "agent-unreachable", AgentMismatch: "agent-mismatch", AgentRefused: "agent-refused"}
 CONSOLE_LINES = 60
+# under internal_ssl JupyterHub makes the same TLS context at each launch, from all public authorities: 30 ms of its event loop
+jupyterhub.user.make_ssl_context = cache(jupyterhub.user.make_ssl_context)
 NO_ROOM_HERE = (Trouble.QUOTA, Trouble.CAPACITY, Trouble.CLOSED)
 
 

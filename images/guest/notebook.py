@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,6 +55,7 @@ def live(line: int, kennel: int, arguments: list[str]) -> NoReturn:
         # the account is the agent's choice; where that is root, as in a container, JupyterLab has no say in it
         allow = ["--allow-root"] if os.getuid() == 0 else []
         sys.argv = ["jupyterhub-singleuser", *extension.arguments(), *allow, *arguments]
+        trust_only_the_hub()
         # imported here and not in the nursery: it reads the environment
         from jupyterhub.singleuser import main
 
@@ -64,6 +67,27 @@ def live(line: int, kennel: int, arguments: list[str]) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def trust_only_the_hub() -> None:
+    """Before JupyterHub's modules of a notebook are imported, which take the function along."""
+    from jupyterhub import utils
+
+    utils.make_ssl_context = hub_context
+
+
+@cache
+def hub_context(keyfile: str, certfile: str, cafile: str | None = None) -> ssl.SSLContext | None:
+    """How the notebook asks the hub under internal_ssl, in the place of JupyterHub's function of the same arguments.
+
+    JupyterHub's trusts the public authorities too, and reads all hundred and more of them at each request: 30 ms, and half a
+    second on an emulated processor, before the first page. None of them has a say about this hub.
+    """
+    if not (keyfile and certfile):
+        return None
+    context = ssl.create_default_context(cafile=cafile)
+    context.load_cert_chain(certfile, keyfile)
+    return context
 
 
 def start_afresh() -> NoReturn:

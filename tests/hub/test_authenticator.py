@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from facility_hub import CONTACT, FacilityHub, Visitor
+from facility_hub import CONTACT, FacilityHub, Visitor, facility
 from running_hub import REPOSITORY, free_port, until
 
 from hub.authenticator import refuse_beyond_loopback
@@ -207,3 +207,9 @@ def test_settings_that_cannot_be_are_named(tmp_path, more, words):
 
 def test_a_database_that_was_not_made_says_how_to_make_it(tmp_path):
     assert "run `hutch db upgrade`" in last_words(run_hub(tmp_path, database=False))
+
+
+def test_what_keeps_all_launches_from_the_cloud_is_said_at_the_hubs_start(tmp_path):
+    with facility(tmp_path, 'c.OpenStackSpawner.network = "nowhere"') as hub:
+        told = "nothing can be launched in devcloud: The cloud has no network named nowhere."
+        until(lambda: told in hub.log(), "the hub has said so")

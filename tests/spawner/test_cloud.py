@@ -211,3 +211,13 @@ async def test_another_deployments_servers_are_not_listed(devcloud: DevcloudProc
         cloud.compute.put(f"/servers/{server.id}/tags/hutch-{deployment}", microversion="2.79")
     listed = await Cloud("devcloud", devcloud.clouds_yaml).servers("1")
     assert [server["metadata"]["hutch-deployment"] for server in listed] == ["1"]
+
+
+async def test_a_name_that_two_have_is_the_facilitys_to_settle_and_no_fault_of_the_cloud(devcloud: DevcloudProcess, cloud):
+    for _ in range(2):
+        cloud.network.create_security_group(name="twice")
+    asked = Cloud("devcloud", devcloud.clouds_yaml)
+    with pytest.raises(CloudError, match=r"several of that name.*give its id") as caught:
+        await asked.security_group_id("twice")
+    assert caught.value.trouble is Trouble.REFUSED
+    assert not asked.is_down

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jupyterhub.user
 import pytest
 import requests
 from cryptography import x509
 from facility_hub import facility
+from jupyterhub.utils import make_ssl_context
 from running_hub import RunningHub, until
 
 from hub.database.tables import Instance, now
+from images.guest import notebook
 from spawner.devcloud.process import DevcloudProcess, running
 
 CONFIG = """
@@ -98,6 +103,32 @@ def test_nobody_but_hub_and_proxy_is_let_in(hub):
         requests.get(f"{url}/user/ann/closed/api", verify=False, timeout=30)  # noqa: S501
     with pytest.raises((requests.exceptions.RequestException, OSError)):
         requests.get(f"{url.replace('https', 'http')}/user/ann/closed/api", timeout=30)
+
+
+def test_a_notebook_trusts_the_hubs_authority_and_no_public_one(hub):
+    start(hub, "trust")
+    folder = hub.folder / "internal-ssl" / "hub-internal"
+    names = [str(folder / f"hub-internal.{kind}") for kind in ("key", "crt")]
+    trusted = notebook.hub_context(*names, cafile=str(hub.folder / "internal-ssl" / "hub-ca_trust.crt"))
+    assert trusted and 0 < len(trusted.get_ca_certs()) < 9 < len(make_ssl_context(*names).get_ca_certs())
+    assert (trusted.verify_mode, trusted.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+def test_jupyterhubs_modules_of_a_notebook_take_that_along():
+    program = """
+from images.guest import notebook
+notebook.trust_only_the_hub()
+from jupyterhub.services import auth
+from jupyterhub.singleuser import extension
+assert auth.make_ssl_context is extension.make_ssl_context is notebook.hub_context
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_the_hub_reads_the_authorities_once_and_not_at_each_launch(hub):
+    folder = hub.folder / "internal-ssl" / "hub-internal"
+    names = [str(folder / f"hub-internal.{kind}") for kind in ("key", "crt")]
+    assert jupyterhub.user.make_ssl_context(*names, cafile="") is jupyterhub.user.make_ssl_context(*names, cafile="")
 
 
 def test_no_key_is_on_a_disk_in_user_data_or_in_an_environment(hub, cloud):
