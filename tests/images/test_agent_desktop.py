@@ -26,7 +26,7 @@ from spawner.agent_client import DESKTOP_PROTOCOL, AgentFailed, AgentMismatch, A
 from spawner.agent_tls import HubIdentity
 
 MISSING = [name for name in desktop.NEEDED if not shutil.which(name)]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is not installed")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is missing: tools/setup installs it, as root")
 SCREEN = {"width": 800, "height": 600, "layout": "us"}
 SHOWN = desktop.Screen(**SCREEN)
 X_SERVER = "Xtigervnc"

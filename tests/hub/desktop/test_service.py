@@ -28,7 +28,7 @@ from hub.instances import record_event
 from images.guest.desktop import NEEDED
 
 MISSING = [name for name in NEEDED if not shutil.which(name)]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is not installed")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is missing: tools/setup installs it, as root")
 
 # a removal is seen at the next look at the records
 AT_ONCE_SECONDS = 1.0
