@@ -13,10 +13,13 @@ from __future__ import annotations
 import socket
 import time
 from base64 import b64encode
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -47,8 +50,7 @@ USERS = [f"u{number}" for number in range(LAUNCHES * ROUNDS + 1)]
 
 def main() -> None:
     print(f"stub payload: devcloud answers in place of agent and notebook; each boot takes {BOOT_SECONDS:g} s")
-    taken: dict[str, list[float]] = {"script": [], "JupyterHub alone": [], "Hutch": []}
-    calls: dict[str, list[int]] = {name: [] for name in taken}
+    rounds = Rounds(LAUNCHES)
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
         devcloud = stack.enter_context(running(folder / "devcloud", payload="stub"))
@@ -61,7 +63,7 @@ def main() -> None:
         for each in (hub, alone):
             each.launch(USERS[-1], launch_options(USERS, USERS[-1]))
         plain = stack.enter_context(devcloud.connect())
-        user_data = b64encode(builders.user_data(HubIdentity(folder / "keys").hub_ca_pem(), 8765).encode()).decode()
+        user_data = some_user_data(folder / "keys")
         for number in range(ROUNDS):
             users = USERS[number * LAUNCHES : (number + 1) * LAUNCHES]
             ways: dict[str, Callable[[], Any]] = {
@@ -71,26 +73,47 @@ def main() -> None:
             }
             for name, way in ways.items():
                 devcloud.next_boot(seconds=BOOT_SECONDS, times=LAUNCHES)
-                devcloud.clear_calls()
-                began = time.perf_counter()
-                way()
-                taken[name].append(time.perf_counter() - began)
-                calls[name].append(sum(devcloud.calls()["counts"].values()))
-                print(f"  round {number + 1}, {name}: {taken[name][-1]:.1f} s, {calls[name][-1]} calls")
+                rounds.measure(name, way, lambda: sum(devcloud.calls()["counts"].values()))
                 if name == "script":
                     emptied(plain)
             for each in (hub, alone):
                 at_once(each.end, users, 20)
-    for name in taken:
-        print(f"{name}: {spread(taken[name], 1)} s for {LAUNCHES}; {median(calls[name]) / LAUNCHES:.1f} calls each")
-    slower = {name: median(ours / plain for ours, plain in zip(taken[name], taken["script"], strict=True)) for name in taken}
-    share = median(calls["Hutch"]) / median(calls["script"])
     against = f"a parallel script, a look each {LOOK_SECONDS:g} s, boots of {BOOT_SECONDS:g} s, same run (stub payload)"
-    report(
-        Figure(f"{LAUNCHES} launches at once", round(slower["Hutch"], 2), "x", 1.1, against),
-        Figure(f"{LAUNCHES} launches at once of JupyterHub alone", round(slower["JupyterHub alone"], 2), "x", None, against),
-        Figure(f"calls of {LAUNCHES} launches at once", round(share, 2), "x", 0.33, against),
-    )
+    alone_too = Figure(f"{LAUNCHES} launches at once of JupyterHub alone", rounds.slower("JupyterHub alone"), "x", None, against)
+    report(*rounds.figures("at once", against), alone_too)
+
+
+@dataclass
+class Rounds:
+    """The seconds and the calls to the cloud that each side needed for its launches, round by round."""
+
+    launches: int
+    taken: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    calls: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def measure(self, name: str, way: Callable[[], Any], calls_so_far: Callable[[], int]) -> None:
+        before, began = calls_so_far(), time.perf_counter()
+        way()
+        self.taken[name].append(time.perf_counter() - began)
+        self.calls[name].append(calls_so_far() - before)
+        words = f"{self.taken[name][-1]:.1f} s, {self.calls[name][-1]} calls"
+        print(f"  round {len(self.taken[name])}, {name}: {words}", flush=True)
+
+    def slower(self, name: str) -> float:
+        """Than the script."""
+        return round(median(one / plain for one, plain in zip(self.taken[name], self.taken["script"], strict=True)), 2)
+
+    def figures(self, where: str, against: str) -> tuple[Figure, Figure]:
+        for name, seconds in self.taken.items():
+            calls = median(self.calls[name]) / self.launches
+            print(f"{name}: {spread(seconds, 1)} s for {self.launches}; {calls:.1f} calls each")
+        share = round(median(self.calls["Hutch"]) / median(self.calls["script"]), 2)
+        what = f"{self.launches} launches {where}"
+        return Figure(what, self.slower("Hutch"), "x", 1.1, against), Figure(f"calls of {what}", share, "x", 0.33, against)
+
+
+def some_user_data(keys: Path, agent_port: int = 8765) -> str:
+    return b64encode(builders.user_data(HubIdentity(keys).hub_ca_pem(), agent_port).encode()).decode()
 
 
 def launches(hub: BenchHub, users: Sequence[str]) -> None:

@@ -11,21 +11,17 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
-from base64 import b64encode
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from aiohttp import web
-from bench_at_once import LOOK_SECONDS, emptied, script
+from bench_at_once import LOOK_SECONDS, Rounds, emptied, script, some_user_data
 from common import (
     INSTANCE,
     BenchHub,
-    Figure,
     at_once,
     furnish,
     furnished_session,
@@ -33,15 +29,12 @@ from common import (
     private_folder,
     report,
     running_hub,
-    spread,
     until,
 )
 from openstack.config import OpenStackConfig
 from openstack.connection import Connection
 
 from hub.database.tables import Plan
-from spawner import builders
-from spawner.agent_tls import HubIdentity
 from spawner.devcloud.folder import Folder
 from spawner.devcloud.stub import StubAgent
 from tests.faults.proxy import Answer, FaultProxy
@@ -49,7 +42,6 @@ from tests.openstack import conftest as real
 
 LAUNCHES, ROUNDS = 10, 3
 USERS = [f"u{number}" for number in range(LAUNCHES * ROUNDS + 1)]
-AGENT_PORT = 8765
 CONFIG = """
 c.OpenStackSpawner.cloud_name = "hutch-app"
 c.OpenStackSpawner.clouds_yaml = {clouds_yaml!r}
@@ -108,14 +100,11 @@ def in_background(proxy: Surroundings) -> None:
 
 
 def main() -> None:
-    taken: dict[str, list[float]] = {"script": [], "Hutch": []}
-    calls: dict[str, list[int]] = {"script": [], "Hutch": []}
+    rounds = Rounds(LAUNCHES)
     real.put_image()
     with ExitStack() as stack:
         folder = stack.enter_context(private_folder())
-        user_data = b64encode(
-            builders.user_data(HubIdentity(folder / "hub" / ".hutch" / "agent-tls").hub_ca_pem(), AGENT_PORT).encode()
-        ).decode()
+        user_data = some_user_data(folder / "hub" / ".hutch" / "agent-tls")
         proxy = Surroundings(folder / "servers", user_data)
         in_background(proxy)
         clouds_yaml = proxy.clouds_yaml(real.CLOUDS_YAML, folder)
@@ -137,22 +126,11 @@ def main() -> None:
                 "Hutch": partial(at_once, partial(launched, hub), users, LAUNCHES),
             }
             for name, way in sorted(ways.items(), reverse=number % 2 == 0):
-                before, began = len(proxy.taken), time.perf_counter()
-                way()
-                taken[name].append(time.perf_counter() - began)
-                calls[name].append(len(proxy.taken) - before)
-                print(f"  round {number + 1}, {name}: {taken[name][-1]:.1f} s, {calls[name][-1]} calls", flush=True)
+                rounds.measure(name, way, lambda: len(proxy.taken))
                 if name == "script":
                     emptied(plain)
-    for name in taken:
-        print(f"{name}: {spread(taken[name], 1)} s for {LAUNCHES}; {median(calls[name]) / LAUNCHES:.1f} calls each")
-    slower = [ours / theirs for ours, theirs in zip(taken["Hutch"], taken["script"], strict=True)]
-    share = median(calls["Hutch"]) / median(calls["script"])
     against = f"a parallel script, a look each {LOOK_SECONDS:g} s, real API, fake compute, same run (stub payload)"
-    report(
-        Figure(f"{LAUNCHES} launches at once on the real API", round(median(slower), 2), "x", 1.1, against),
-        Figure(f"calls of {LAUNCHES} launches at once on the real API", round(share, 2), "x", 0.33, against),
-    )
+    report(*rounds.figures("at once on the real API", against))
 
 
 def started(folder: Path, clouds_yaml: str) -> Any:
