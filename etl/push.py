@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from etl.adapters.files import json_frame
+from etl.adapters.files import objects_frame
 from etl.frames import Extract, Scope, Settings, SourceError
 from etl.schema import SHAPES, Moment, Number, Parts, Shape
 from hub.keys import hashed
@@ -40,8 +39,8 @@ class Sent:
 
 def extract_of(tables: Mapping[str, list[Row]], scopes: Mapping[str, Scope | None], place: str) -> Extract:
     """Rows as frames; what is wrong with one is told with its place and its number in the list, from 1."""
-    lines = {table: "[" + ",\n".join(map(json.dumps, rows)) + "]" for table, rows in tables.items()}
-    return Extract({table: json_frame(f"{place}/{table}", text, SHAPES[table].fields) for table, text in lines.items()}, scopes)
+    frames = {table: objects_frame(f"{place}/{table}", rows, SHAPES[table].fields) for table, rows in tables.items()}
+    return Extract(frames, scopes)
 
 
 # --- batches

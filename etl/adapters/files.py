@@ -4,7 +4,7 @@
 `user_roles`, `user_groups` and `plans` may be: without one, those records stay as they are.
 
 CSV: UTF-8, comma-separated, the first line names the columns; an empty cell is no value.
-JSON: UTF-8, one list of objects.
+JSON: UTF-8, one list of objects; the line of one is its number in the list.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,60 +120,15 @@ def _check_header(name: str, columns: list[str], fields: dict[str, Field]) -> No
 
 
 def json_frame(name: str, text: str, fields: dict[str, Field]) -> pl.DataFrame:
-    numbers, rows, faults = [], [], []
-    for number, values in _json_objects(name, text):
-        cells = {column: _cell(value, fields[column]) for column, value in values.items() if column in fields and value is not None}
-        numbers.append(number)
-        rows.append([cells.get(column, (None, None))[0] for column in fields])
-        wrong = [f"there is no field {column!r}" for column in values if column not in fields]
-        wrong += [f"{column}: {fault}" for column, (_, fault) in cells.items() if fault]
-        faults.append("; ".join(wrong) or None)
-    return _frame(name, pl.DataFrame(rows, dict.fromkeys(fields, pl.String), orient="row"), numbers, faults)
-
-
-def _cell(value: Any, field: Field) -> tuple[str | None, str | None]:
-    """As text, or what is wrong with it."""
-    if isinstance(field.kind, Parts):
-        return json.dumps(value), None
-    if isinstance(value, bool | list | dict):
-        return None, f"should be text or a number, not {type(value).__name__}"
     try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        return None, f"holds half a character: {value!r}"
-    return str(value), None
-
-
-def _json_objects(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """One by one, for the line each begins at, which `json.loads` does not tell."""
-    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
-    position = _skip(text, 0)
-    if text[position : position + 1] != "[":
+        rows = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{name}:{error.lineno}: is not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{name}: is not JSON: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SourceError(f"{name}: must be a list of objects: [{{...}}, {{...}}]")
-    position, separator, line, counted = _skip(text, position + 1), ",", 1, 0
-    if text[position : position + 1] == "]":
-        separator, position = "]", _skip(text, position + 1)
-    while separator == ",":
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise SourceError(f"{name}:{error.lineno}: is not JSON: {error.msg}") from error
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{name}:{line}: is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise SourceError(f"{name}:{line}: must be an object, not {type(value).__name__}")
-        yield line, value
-        position = _skip(text, position)
-        separator, position = text[position : position + 1], _skip(text, position + 1)
-    if separator != "]" or position < len(text):
-        raise SourceError(f"{name}:{line}: is not JSON: there is no proper end of the list after this object")
-
-
-def _skip(text: str, position: int) -> int:
-    while text[position : position + 1].isspace():
-        position += 1
-    return position
+    return objects_frame(name, rows, fields)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -181,8 +137,31 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _no_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} is not a number")
+def objects_frame(name: str, objects: Iterable[dict[str, Any]], fields: dict[str, Field]) -> pl.DataFrame:
+    """Of objects as JSON has them; a row's line is its number in the list."""
+    rows, faults = [], []
+    for values in objects:
+        cells = {column: _cell(value, fields[column]) for column, value in values.items() if column in fields and value is not None}
+        rows.append([cells.get(column, (None, None))[0] for column in fields])
+        wrong = [f"there is no field {column!r}" for column in values if column not in fields]
+        wrong += [f"{column}: {fault}" for column, (_, fault) in cells.items() if fault]
+        faults.append("; ".join(wrong) or None)
+    return _frame(name, pl.DataFrame(rows, dict.fromkeys(fields, pl.String), orient="row"), range(1, len(rows) + 1), faults)
+
+
+def _cell(value: Any, field: Field) -> tuple[str | None, str | None]:
+    """As text, or what is wrong with it."""
+    if isinstance(field.kind, Parts):
+        return json.dumps(value), None
+    if isinstance(value, bool | list | dict):
+        return None, f"should be text or a number, not {type(value).__name__}"
+    if isinstance(value, float) and not isfinite(value):
+        return None, f"{value} is not a number"
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return None, f"holds half a character: {value!r}"
+    return str(value), None
 
 
 def _frame(name: str, frame: pl.DataFrame, numbers: Iterable[int], faults: Iterable[str | None]) -> pl.DataFrame:
