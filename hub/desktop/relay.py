@@ -136,14 +136,12 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- what a handler calls
 
-    def begin(self, rights: Right, open_upstream: OpenUpstream, *, extended_buttons: bool = False) -> int:
+    def begin(self, rights: Right, open_upstream: OpenUpstream) -> int:
         """Begins an RFB session of these rights, ends the one before it, and returns its number."""
         self._drop_session()
         self.session += 1
         self.tell({"do": "rfb", "session": self.session, "control": Right.KEYBOARD in rights})
-        stream = ClientStream(
-            rights, longest_clipboard=self.limits.clipboard_bytes, extended_buttons=extended_buttons, counts=self.counts
-        )
+        stream = ClientStream(rights, longest_clipboard=self.limits.clipboard_bytes, counts=self.counts)
         self._running = _Session(self, self.session, stream, open_upstream)
         return self.session
 

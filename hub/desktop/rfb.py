@@ -6,8 +6,8 @@ cited below. Whoever judges a stream must read it exactly as the server will, or
 - only whole messages are passed on, and what is not understood ends the connection;
 - lengths that say one thing twice must agree. TigerVNC reads on behind the flags of an extended clipboard message, whatever
   length its header gave;
-- a message that servers of different age read differently (the eighth bit of a pointer event) is passed only when one is told
-  which of them this is.
+- a message that servers of different age read differently (the eighth bit of a pointer event, for more mouse buttons) is not
+  passed, and servers are not told that a browser knows it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SET_PIXEL_FORMAT, SET_ENCODINGS, UPDATE_REQUEST, KEY, POINTER, CUT_TEXT = 0, 2, 
 CONTINUOUS_UPDATES, FENCE, POWER, DESKTOP_SIZE, QEMU = 150, 248, 250, 251, 255
 
 # the length of messages of one length, and how much of the others says how long they are
-FIXED = {SET_PIXEL_FORMAT: 20, UPDATE_REQUEST: 10, KEY: 8, CONTINUOUS_UPDATES: 10, POWER: 4, QEMU: 12}
-HEADERS = {SET_ENCODINGS: 4, POINTER: 2, CUT_TEXT: 8, FENCE: 9, DESKTOP_SIZE: 8}
+FIXED = {SET_PIXEL_FORMAT: 20, UPDATE_REQUEST: 10, KEY: 8, POINTER: 6, CONTINUOUS_UPDATES: 10, POWER: 4, QEMU: 12}
+HEADERS = {SET_ENCODINGS: 4, CUT_TEXT: 8, FENCE: 9, DESKTOP_SIZE: 8}
 # who may send them. Nobody turns a machine off from within a desktop
 RIGHTS = {
     SET_PIXEL_FORMAT: Right.VIEW,
@@ -72,7 +72,6 @@ class Counts:
     keys: int = 0
     pointers: int = 0
     clipboard_bytes: int = 0
-    withheld: int = 0
 
     @property
     def inputs(self) -> tuple[int, int, int]:
@@ -112,17 +111,14 @@ class Handshake:
 class ClientStream:
     """What a browser sends after the handshake. Bytes split anywhere go into `feed`, and those to pass on come out.
 
-    `rights` never change: whoever gets others gets another connection. `extended_buttons` says that the server reads the long
-    form of a pointer event (TigerVNC does from 1.15 on). At most one message is held, and its length is judged before its body.
+    `rights` never change: whoever gets others gets another connection. At most one message is held, and its length is judged
+    before its body.
     """
 
-    def __init__(
-        self, rights: Right, *, longest_clipboard: int = 1 << 20, extended_buttons: bool = False, counts: Counts | None = None
-    ) -> None:
+    def __init__(self, rights: Right, *, longest_clipboard: int = 1 << 20, counts: Counts | None = None) -> None:
         self.rights = rights
         self.counts = counts or Counts()
         self._longest_clipboard = longest_clipboard
-        self._extended_buttons = extended_buttons
         self._encodings: list[int] = []
         self._last_pointer = b""
         self._buffer = bytearray()
@@ -165,19 +161,10 @@ class ClientStream:
             return 9 + header[8]
         if kind == DESKTOP_SIZE:
             return 8 + 16 * _up_to(MOST_SCREENS, header[6], "screens")
-        if kind == CUT_TEXT:
-            return self._cut_text_length()
-        long = bool(header[1] & 0x80)
-        if long and not (self._extended_buttons and EXTENDED_MOUSE_BUTTONS in self._encodings):
-            raise ProtocolError("more mouse buttons than were agreed on")
-        return 6 + long
-
-    def _cut_text_length(self) -> int:
-        """Too long a text is thrown away as it comes, and the connection goes on: people do copy such."""
-        (length,) = struct.unpack_from(">i", self._buffer, 4)
+        # CUT_TEXT: too long a text is thrown away as it comes, and the connection goes on: people do copy such
+        (length,) = struct.unpack_from(">i", header, 4)
         needed = Right.CLIPBOARD_IN if length >= 0 else Right.CLIPBOARD_IN | Right.CLIPBOARD_OUT
         if abs(length) > self._longest_clipboard or not needed & self.rights:
-            self.counts.withheld += 1
             self._skip = 8 + abs(length)
         return 8 + abs(length)
 
@@ -203,10 +190,7 @@ class ClientStream:
         return passed
 
     def _allowed(self, right: Right | None, message: bytes) -> bytes:
-        if right and right in self.rights:
-            return message
-        self.counts.withheld += 1
-        return b""
+        return message if right and right in self.rights else b""
 
     def _set_encodings(self, message: bytes) -> bytes:
         """SetEncodings (RFC 6143, 7.5.2): everybody's own, but for two that decide how later messages are read and answered.
@@ -215,7 +199,7 @@ class ClientStream:
         It then announces text instead of sending it, and the request for it is withheld.
         """
         self._encodings = list(struct.unpack_from(f">{len(message) // 4 - 1}I", message, 4))
-        told = [encoding for encoding in self._encodings if self._extended_buttons or encoding != EXTENDED_MOUSE_BUTTONS]
+        told = [encoding for encoding in self._encodings if encoding != EXTENDED_MOUSE_BUTTONS]
         if Right.CLIPBOARD_OUT in self.rights:
             return _encodings(told)
         return _encodings([*told, EXTENDED_CLIPBOARD]) + _extended_clipboard(*TEXT_NOT_TAKEN)
@@ -228,14 +212,12 @@ class ClientStream:
         self.counts.keys += passed and pressed != 0
 
     def _pointer(self, message: bytes, passed: bool) -> None:
-        """PointerEvent (RFC 6143, 7.5.5), and with a mark in its eighth bit that of "Extended Mouse Buttons Pseudo-Encoding".
-
-        Browsers repeat themselves: only a button held down, or another place, is something that a person did.
+        """PointerEvent (RFC 6143, 7.5.5). Browsers repeat themselves: only a button held down, or another place, is something
+        that a person did.
         """
-        more = message[6] if len(message) > 6 else 0
-        if more & 0xFC:
-            raise ProtocolError("mouse buttons that there are not")
-        self.counts.pointers += passed and (message[1] & 0x7F or more or message != self._last_pointer) != 0
+        if message[1] & 0x80:
+            raise ProtocolError("more mouse buttons than were agreed on")
+        self.counts.pointers += passed and bool(message[1] or message != self._last_pointer)
         self._last_pointer = message
 
     def _cut_text(self, message: bytes) -> bytes:
