@@ -22,21 +22,14 @@ from starlette.types import ASGIApp
 
 from ..configuration import Hutch
 from ..database.engine import open_database, sessions
+from ..desktop.support import SupportError
 from ..sharing import SharingRefused
-from .cloud import routes as cloud_routes
+from . import desktop, launches, pages, rooms, sharing, staff, why
 from .desk import UnknownPerson
-from .desktop import routes as desktop_routes
-from .facility_data import routes as facility_routes
 from .guard import Guard
 from .hub_api import HubApi, HubRefusal, HubUnreachable, SignInNeeded
 from .identity import AccessRefused, Identity
-from .launches import routes as launch_routes
-from .pages import routes as page_routes
 from .rendering import STATIC, Pages
-from .rooms import relay_origins
-from .rooms import routes as room_routes
-from .sharing import routes as sharing_routes
-from .why import routes as why_routes
 
 log = structlog.get_logger("portal")
 
@@ -49,18 +42,8 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.state.sessions = sessions(open_database(hutch.database_url))
     app.state.identity = Identity(Path(hutch.state_dir) / "portal.key")
     app.state.pages = Pages(hutch, base)
-    every = (
-        page_routes,
-        launch_routes,
-        why_routes,
-        facility_routes,
-        cloud_routes,
-        desktop_routes,
-        room_routes,
-        sharing_routes,
-    )
-    for routes in every:
-        app.include_router(routes, prefix=base.rstrip("/"))
+    for module in (pages, launches, why, staff, desktop, rooms, sharing):
+        app.include_router(module.routes, prefix=base.rstrip("/"))
     app.add_api_route(f"{base}oauth_callback", app.state.identity.come_back, response_model=None)
     app.add_api_route(f"{base}sign-out", lambda: app.state.identity.sign_out(hub_address()), response_model=None)
     for name, folder in STATIC.items():
@@ -69,7 +52,7 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    return Guard(app, own_origin=_origin(os.environ.get("JUPYTERHUB_PUBLIC_URL", "")), connects_to=relay_origins())
+    return Guard(app, own_origin=_origin(os.environ.get("JUPYTERHUB_PUBLIC_URL", "")), connects_to=rooms.relay_origins())
 
 
 def hub_address() -> str:
@@ -144,6 +127,7 @@ HANDLERS: dict[type[Exception], Callable[..., Response]] = {
     HubUnreachable: _hub_unreachable,
     HubRefusal: lambda request, error: _page(request, 409, "hub-refused", message=str(error)),
     SharingRefused: lambda request, error: _page(request, 403, "hub-refused", message=str(error)),
+    SupportError: lambda request, error: _page(request, 409, "hub-refused", message=str(error)),
     HTTPException: _http,
     RequestValidationError: lambda request, _error: _page(request, 400, "other"),
     Exception: _unexpected,

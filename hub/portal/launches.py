@@ -100,30 +100,21 @@ async def _told(desk: Desk, name: str, launch: views.Launch) -> AsyncIterator[st
 
 async def _with_ticks(events: AsyncIterator[dict]) -> AsyncIterator[dict | None]:
     """The events, and None each time that a second passed without one. A hub that goes away ends it."""
-    queue: asyncio.Queue[dict | None] = asyncio.Queue()
-
-    async def read() -> None:
-        try:
-            with suppress(HubUnreachable):
-                async for event in events:
-                    queue.put_nowait(event)
-        finally:
-            queue.put_nowait(None)
-
-    reading = asyncio.create_task(read())
+    following = asyncio.ensure_future(anext(events, None))
     try:
         while True:
-            try:
-                event = await asyncio.wait_for(queue.get(), TICK_SECONDS)
-            except TimeoutError:
+            told, _ = await asyncio.wait({following}, timeout=TICK_SECONDS)
+            if not told:
                 yield None
-                continue
-            if event is None:
-                await reading  # raises what was not expected
+            elif event := following.result():
+                yield event
+                following = asyncio.ensure_future(anext(events, None))
+            else:
                 return
-            yield event
+    except HubUnreachable:
+        return
     finally:
-        reading.cancel()
+        following.cancel()
 
 
 def _sse(event: str, html: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 
 from ..access import Action, Decision
@@ -82,10 +82,7 @@ async def ask(desk: AtDesk, instance_id: str) -> Response:
         support.ask(session, instance, desk.person, reason, desk.terms)
         return instance
 
-    try:
-        instance = await desk.run(asked)
-    except support.SupportError as error:
-        return _impossible(desk, error)
+    instance = await desk.run(asked)
     desk.log("support-asked", instance=instance_id)
     return desk.page("support_asked.html", instance=instance)
 
@@ -113,13 +110,6 @@ async def _answer(desk: Desk, request_id: int, work: Callable[..., Any]) -> Resp
         row = work(session, request_id=request_id, owner=desk.person, terms=desk.terms)
         return row.instance_id, row.instance.server_name
 
-    try:
-        instance_id, name = await desk.run(answered)
-    except support.SupportError as error:
-        return _impossible(desk, error)
+    instance_id, name = await desk.run(answered)
     desk.log("support-answered", instance=instance_id, request=request_id)
-    return RedirectResponse(f"{desk.pages.base}{instance_path(name)}", status_code=303)
-
-
-def _impossible(desk: Desk, error: support.SupportError) -> Response:
-    return desk.page("error.html", status=409, kind="hub-refused", phrase="Conflict", message=str(error))
+    return desk.go(instance_path(name))

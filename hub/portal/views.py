@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -183,10 +184,7 @@ def deleted_cards(rows: Sequence[Instance], at: datetime) -> list[DeletedCard]:
 
 def summary(shown: Sequence[Card]) -> str:
     """'2 running, 1 stopped', for those who hear the page."""
-    counts: dict[str, int] = {}
-    for one in shown:
-        counts[one.look.word] = counts.get(one.look.word, 0) + 1
-    return ", ".join(f"{count} {word}" for word, count in counts.items())
+    return ", ".join(f"{count} {word}" for word, count in Counter(one.look.word for one in shown).items())
 
 
 def experiment_line(experiment: Experiment, at: datetime) -> ExperimentLine:

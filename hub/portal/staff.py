@@ -1,7 +1,12 @@
-"""Facility data, for staff: how fresh each source is, what its runs did, what they left out, who is nobody, and who may be who."""
+"""Pages for staff.
+
+Facility data: how fresh each source is, what its runs did, what they left out, who is nobody, and who may be who. And the cloud:
+where it differs from the records, and what becomes of that.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, HTTPException
@@ -10,8 +15,10 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, joinedload
 
 from ..access import Task, may_run
+from ..database import seal
 from ..database.engine import take_turn
 from ..database.tables import (
+    CloudFinding,
     EtlChange,
     EtlRejection,
     EtlRun,
@@ -26,13 +33,14 @@ from ..database.tables import (
 )
 from ..explaining import before_and_now, last_loads
 from ..identities import link
+from ..steward.differences import State
 from .desk import AtDesk, Desk
 
-ROWS, PAGE_ROWS = 20, 50
+ROWS, PAGE_ROWS, FINDINGS = 20, 50, 200
 # columns that say where a record comes from, not what it says
 ORIGIN = {"source", "run_id", "ended_at"}
 
-routes = APIRouter(prefix="/facility")
+routes = APIRouter()
 
 
 def _staff(desk: Desk, task: Task = Task.FACILITY_DATA) -> None:
@@ -40,7 +48,7 @@ def _staff(desk: Desk, task: Task = Task.FACILITY_DATA) -> None:
         raise HTTPException(403)
 
 
-@routes.get("")
+@routes.get("/facility")
 async def overview(desk: AtDesk) -> HTMLResponse:
     _staff(desk)
 
@@ -78,7 +86,7 @@ def _total(run: EtlRun, kind: str) -> int:
     return sum(counts.get(kind, 0) for counts in run.counts.values())
 
 
-@routes.get("/runs/{run_id}")
+@routes.get("/facility/runs/{run_id}")
 async def run(desk: AtDesk, run_id: int, page: int = 1) -> HTMLResponse:
     """What a run did and what it left out. page: from 1, of both."""
     _staff(desk)
@@ -111,7 +119,7 @@ def _line(session: Session, change: EtlChange) -> dict[str, Any]:
     return {"record": change.record, "key": " ".join(map(str, change.key.values())), "what": what, "fields": fields}
 
 
-@routes.post("/identities")
+@routes.post("/facility/identities")
 async def confirm(
     desk: AtDesk, issuer: Annotated[str, Form()], subject: Annotated[str, Form()], user_id: Annotated[str, Form()]
 ) -> RedirectResponse:
@@ -127,3 +135,18 @@ async def confirm(
     await desk.run(confirmed)
     desk.log("identity-confirmed", issuer=issuer, subject=subject, user=user_id)
     return desk.go("facility#identities")
+
+
+@routes.get("/cloud")
+async def cloud(desk: AtDesk) -> HTMLResponse:
+    _staff(desk)
+
+    def shown(session: Session) -> dict[str, Any]:
+        open_ones = select(CloudFinding).where(CloudFinding.ended_at.is_(None))
+        return {
+            "findings": session.scalars(open_ones.order_by(CloudFinding.since.desc(), CloudFinding.id).limit(FINDINGS)).all(),
+            "count": _count(session, open_ones),
+            "holds": seal.holds(session, Path(desk.hutch.state_dir)),
+        }
+
+    return desk.page("cloud.html", states=State, advice=seal.ADVICE, most=desk.hutch.reconcile, **await desk.run(shown))
