@@ -380,7 +380,7 @@ class Launching(Spawner):
         assert self.granted and self.launch
         self._is_open = False
         granted, events = self.granted, [event for event in self.launch.events if event.state == "done"]
-        if failure and self._by_steward and failure.reason in (Trouble.UNANSWERED, "agent-unreachable"):
+        if failure and self._by_steward and failure.reason in (Trouble.UNANSWERED, Trouble.CREDENTIALS, "agent-unreachable"):
             return  # still unknown: the intent stays open, and the steward tries again later
 
         def conclude(session: Session) -> None:

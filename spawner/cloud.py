@@ -49,6 +49,14 @@ CALL_ERRORS = (
     *(sdk_errors.SDKException, keystone_errors.ClientException, http_errors.RequestException, OSError),
     *(ValueError, LookupError, TypeError, AttributeError),
 )
+# lasting, until the site mends it: to ask again is of no use, and the cloud is not down
+MISCONFIGURED = (
+    *(sdk_errors.ConfigException, keystone_errors.MissingAuthPlugin, keystone_errors.MissingRequiredOptions),
+    keystone_errors.EndpointNotFound,
+)
+REFUSED_TO_SIGN_IN = (
+    *(keystone_errors.Unauthorized, keystone_errors.Forbidden, keystone_errors.BadRequest, keystone_errors.AuthorizationFailure),
+)
 
 
 class Trouble(StrEnum):
@@ -62,6 +70,22 @@ class Trouble(StrEnum):
     CAPACITY = "capacity"
     CLOSED = "zone-closed"  # no host of the availability zone is in use
     CREDENTIALS = "cloud-credentials"
+
+
+NO_ROOM = {
+    Trouble.QUOTA: "The facility's share of the cloud is used up.",
+    Trouble.CAPACITY: "There is no room in the cloud for this plan just now.",
+}
+# in an answer, or, where others were faster after it was taken, as the fault of a server. "Over a limit": Keystone's unified limits
+NO_ROOM_WORDS = {
+    **dict.fromkeys(("quota exceeded", "is over a limit"), Trouble.QUOTA),
+    **dict.fromkeys(("no valid host", "no more ip addresses"), Trouble.CAPACITY),
+}
+
+
+def shortage_in(words: str) -> Trouble | None:
+    """What is used up, by the words of Nova or Neutron."""
+    return next((trouble for known, trouble in NO_ROOM_WORDS.items() if known in words.lower()), None)
 
 
 class CloudError(Exception):
@@ -81,26 +105,27 @@ class CloudError(Exception):
 def cloud_error(error: Exception, asked: str) -> CloudError:
     """Sorts what openstacksdk raised while `asked` ('create the server') was asked for."""
     detail = str(getattr(error, "details", "") or error) or repr(error)
-    if isinstance(error, sdk_errors.ConfigException | keystone_errors.MissingAuthPlugin | keystone_errors.MissingRequiredOptions):
+    if isinstance(error, MISCONFIGURED):
         return CloudError(Trouble.CREDENTIALS, f"The cloud is not configured rightly, so it could not {asked}.", detail)
+    if "certificate verify failed" in detail or "certificate bundle" in detail:
+        sentence = f"Hutch does not trust the cloud's certificate, so the cloud could not {asked}."
+        return CloudError(Trouble.CREDENTIALS, sentence, detail)
     if isinstance(error, sdk_errors.HttpException):
         return _http_error(error, asked, detail)
     if isinstance(error, sdk_errors.DuplicateResource):
         sentence = f"The cloud has several of that name, so it could not {asked}. The facility's settings must give its id."
         return CloudError(Trouble.REFUSED, sentence, detail)
-    if isinstance(error, keystone_errors.Unauthorized | keystone_errors.AuthorizationFailure):
+    # of an application credential that was revoked Keystone says 404
+    if isinstance(error, REFUSED_TO_SIGN_IN) or "Could not find Application Credential" in detail:
         return CloudError(Trouble.CREDENTIALS, f"The cloud does not accept Hutch's credentials, so it could not {asked}.", detail)
     return CloudError(Trouble.UNANSWERED, f"The cloud did not answer when asked to {asked}.", detail)
 
 
 def _http_error(error: sdk_errors.HttpException, asked: str, detail: str) -> CloudError:
     status = error.response.status_code if error.response is not None else 0
-    words = detail.lower()
-    if "quota" in words and status in (403, 409, 413):
-        return CloudError(Trouble.QUOTA, "The facility's share of the cloud is used up.", detail)
-    if "no valid host" in words:
-        return CloudError(Trouble.CAPACITY, "There is no room in the cloud for this plan just now.", detail)
-    if status == 400 and "availability zone is not available" in words:
+    if 400 <= status < 500 and (shortage := shortage_in(detail)):
+        return CloudError(shortage, NO_ROOM[shortage], detail)
+    if status == 400 and "availability zone is not available" in detail.lower():
         return CloudError(Trouble.CLOSED, "The part of the cloud that this plan is for is not available.", detail)
     if status == 404 and is_not_found(error):
         return CloudError(Trouble.NOT_FOUND, f"The cloud does not have what was needed to {asked}.", detail)
@@ -108,7 +133,7 @@ def _http_error(error: sdk_errors.HttpException, asked: str, detail: str) -> Clo
         return CloudError(Trouble.CONFLICT, f"The cloud could not {asked} in the present state.", detail)
     if status == 401:
         return CloudError(Trouble.CREDENTIALS, f"The cloud does not accept Hutch's credentials, so it could not {asked}.", detail)
-    if status in (400, 403):
+    if 400 <= status < 500 and status not in (404, 408, 429):
         return CloudError(Trouble.REFUSED, f"The cloud refused to {asked}.", detail)
     why = "has too many requests just now" if status == 429 else "has a problem"
     sentence, words = f"The cloud {why} and could not {asked}.", f"HTTP {status}: {detail}"
@@ -157,20 +182,30 @@ class Cloud:
 
     @cached_property
     def _connection(self) -> openstack.connection.Connection:
+        try:
+            connection = openstack.connection.Connection(config=self._read_config())
+        except CALL_ERRORS as error:  # nothing was asked of the cloud yet
+            raise sdk_errors.ConfigException(str(error)) from error
+        read_environment_once(connection.session)
+        # what a hub has loaded by now stays: to look through it at each full collection would hold up all for a tenth of a second
+        if not gc.get_freeze_count():
+            gc.freeze()
+        return connection
+
+    def _read_config(self) -> openstack.config.cloud_region.CloudRegion:
         files = [str(self.clouds_yaml)] if self.clouds_yaml else None
-        if self.clouds_yaml and not self.clouds_yaml.is_file():
-            raise sdk_errors.ConfigException(f"{self.clouds_yaml} does not exist")
+        if self.clouds_yaml:
+            self.clouds_yaml.read_bytes()  # openstacksdk passes over what it may not read, and says that there is no such cloud
         config = openstack.config.OpenStackConfig(config_files=files) if files else openstack.config.OpenStackConfig()
         wanted: dict[str, Any] = {"region_name": self.region} if self.region else {}
         # tried again here, within one deadline, and not by the SDK in its own ways
-        region = config.get_one(
-            cloud=self.name, api_timeout=API_TIMEOUT_SECONDS, status_code_retries=0, connect_retries=0, **wanted
-        )
-        connection = openstack.connection.Connection(config=region)
-        read_environment_once(connection.session)
-        # what a hub has loaded by now stays: to look through it at each full collection would hold up all for a tenth of a second
-        gc.freeze()
-        return connection
+        return config.get_one(cloud=self.name, api_timeout=API_TIMEOUT_SECONDS, status_code_retries=0, connect_retries=0, **wanted)
+
+    def _sign_in_anew(self) -> None:
+        """At the next call, with what clouds.yaml says then: credentials end, and are replaced, while a hub runs."""
+        self.__dict__.pop("_connection", None)
+        self._addresses.clear()
+        self._catalogue.clear()
 
     async def _ask(self, asked: str, call: Callable[[], T], *, repeat: bool = True, probe: bool = False) -> T:
         """repeat: safe to be done twice. probe: let through when the cloud is down, one at a time."""
@@ -191,6 +226,8 @@ class Cloud:
                 again = renewed or error.too_many or (repeat and error.trouble is Trouble.UNANSWERED)
                 late = tried == TRIES or time.monotonic() + pause - began >= RETRY_SECONDS
                 if not again or late or self.is_down:
+                    if error.trouble is Trouble.CREDENTIALS:
+                        self._sign_in_anew()
                     self._breaker.count(answered=error.too_many or error.trouble is not Trouble.UNANSWERED)
                     raise
                 await asyncio.sleep(pause)
@@ -259,12 +296,16 @@ class Cloud:
             raise
 
     async def create_server(self, body: dict[str, Any]) -> str:
+        return await self._create("the server", lambda: str(self._compute("POST", "/servers", body)["server"]["id"]))
+
+    async def _create(self, what: str, call: Callable[[], T]) -> T:
         """Not repeated here when it was not answered: it may have been done."""
-
-        def call() -> str:
-            return str(self._compute("POST", "/servers", body)["server"]["id"])
-
-        return await self._ask("create the server", call, repeat=False)
+        try:
+            return await self._ask(f"create {what}", call, repeat=False)
+        except CloudError as error:
+            if error.trouble in (Trouble.REFUSED, Trouble.NOT_FOUND):
+                self._catalogue.clear()  # what it is made of may have been replaced by another of that name
+            raise
 
     async def act(self, server_id: str, action: str) -> None:
         """A server action without arguments: os-start, os-stop, unshelve ..."""
@@ -291,10 +332,7 @@ class Cloud:
     # --- ports
 
     async def create_port(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Not repeated here when it was not answered: it may have been done."""
-        return await self._ask(
-            "create the network port", lambda: _port(self._network("POST", "/ports", body)["port"]), repeat=False
-        )
+        return await self._create("the network port", lambda: _port(self._network("POST", "/ports", body)["port"]))
 
     async def ports(self, instance_id: str, deployment_id: str) -> list[dict[str, Any]]:
         """The ports made for an instance, by the name and description that port_request gives them."""
@@ -369,12 +407,12 @@ class Cloud:
         """
 
         def call() -> list[dict[str, int]] | None:
-            placement = self._connection.placement
-            if not placement.get_endpoint():
+            if not self._connection.has_service("placement"):
                 return None
             asked = "/allocation_candidates?resources=VCPU:1&limit=1000"
-            summaries = _answer(placement.get(asked, microversion=PLACEMENT_MICROVERSION))["provider_summaries"].values()
-            return [_free(provider["resources"]) for provider in summaries if "VCPU" in provider["resources"]]
+            answer = _answer(self._connection.placement.get(asked, microversion=PLACEMENT_MICROVERSION))
+            found = (provider["resources"] for provider in answer["provider_summaries"].values())
+            return [_free(resources) for resources in found if "VCPU" in resources]
 
         try:
             return await self._ask("tell what is free on its hosts", call, repeat=False)

@@ -41,6 +41,21 @@ TABLE = [
         id="neutron-quota",
     ),
     pytest.param(answered(400, nova("badRequest", "No valid host was found.", 400)), Trouble.CAPACITY, id="no-valid-host"),
+    pytest.param(
+        answered(403, nova("forbidden", "Project 1 is over a limit for [Resource servers is over limit of 2 due to ...]", 403)),
+        Trouble.QUOTA,
+        id="unified-limits",
+    ),
+    pytest.param(
+        answered(409, {"NeutronError": {"type": "IpAddressGenerationFailure", "message": "No more IP addresses available on ..."}}),
+        Trouble.CAPACITY,
+        id="no-address-left",
+    ),
+    pytest.param(
+        answered(406, nova("computeFault", "Version 2.79 is not supported by the API. Maximum is 2.65.", 406)),
+        Trouble.REFUSED,
+        id="older-than-train",
+    ),
     pytest.param(answered(404, nova("itemNotFound", "Instance could not be found.", 404)), Trouble.NOT_FOUND, id="not-found"),
     pytest.param(
         answered(404, {"NeutronError": {"type": "PortNotFound", "message": "Port gone", "detail": ""}}),
@@ -63,6 +78,15 @@ TABLE = [
     pytest.param(answered(502, HTML), Trouble.UNANSWERED, id="502"),
     pytest.param(answered(503, HTML), Trouble.UNANSWERED, id="503"),
     pytest.param(keystone_errors.Unauthorized("no"), Trouble.CREDENTIALS, id="keystone-401"),
+    pytest.param(keystone_errors.BadRequest("Expecting to find domain in user."), Trouble.CREDENTIALS, id="keystone-400"),
+    pytest.param(
+        keystone_errors.NotFound("Could not find Application Credential: 1. (HTTP 404)"), Trouble.CREDENTIALS, id="revoked"
+    ),
+    pytest.param(keystone_errors.NotFound("Not Found (HTTP 404)"), Trouble.UNANSWERED, id="404-before-keystone"),
+    pytest.param(keystone_errors.Forbidden("not allowed"), Trouble.CREDENTIALS, id="keystone-403"),
+    pytest.param(keystone_errors.EndpointNotFound("not in the catalog"), Trouble.CREDENTIALS, id="not-in-the-catalog"),
+    pytest.param(keystone_errors.SSLError("certificate verify failed: expired"), Trouble.CREDENTIALS, id="certificate"),
+    pytest.param(keystone_errors.SSLError("EOF occurred in violation of protocol"), Trouble.UNANSWERED, id="tls-cut-off"),
     pytest.param(keystone_errors.MissingRequiredOptions([]), Trouble.CREDENTIALS, id="incomplete-clouds-yaml"),
     pytest.param(sdk_errors.ConfigException("Cloud devcloud was not found."), Trouble.CREDENTIALS, id="unknown-cloud"),
     pytest.param(keystone_errors.ConnectFailure("refused"), Trouble.UNANSWERED, id="connection-refused"),
@@ -131,7 +155,7 @@ async def test_a_proxy_that_the_environment_names_is_used(monkeypatch, devcloud:
 async def test_a_clouds_yaml_that_does_not_exist(tmp_path):
     with pytest.raises(CloudError) as caught:
         await Cloud("devcloud", tmp_path / "clouds.yaml").servers("1")
-    assert caught.value.trouble is Trouble.CREDENTIALS and "does not exist" in caught.value.detail
+    assert caught.value.trouble is Trouble.CREDENTIALS and "No such file" in caught.value.detail
 
 
 @pytest.mark.parametrize(
@@ -141,6 +165,7 @@ async def test_a_clouds_yaml_that_does_not_exist(tmp_path):
         pytest.param("clouds: {other: {}}", "devcloud", id="without-this-cloud"),
         pytest.param("clouds: [", "devcloud", id="not-yaml"),
         pytest.param("clouds: {devcloud: {region_name: r}}", "auth", id="without-credentials"),
+        pytest.param("clouds: {devcloud: {auth_type: nowhere}}", "nowhere", id="unknown-way-to-sign-in"),
     ],
 )
 async def test_a_clouds_yaml_that_cannot_be_used(tmp_path: Path, text, word):
@@ -151,14 +176,17 @@ async def test_a_clouds_yaml_that_cannot_be_used(tmp_path: Path, text, word):
     assert caught.value.trouble is Trouble.CREDENTIALS and word in caught.value.detail
 
 
-async def test_a_password_that_is_wrong(tmp_path: Path, devcloud: DevcloudProcess):
+async def test_a_password_that_is_wrong_and_is_put_right_while_the_hub_runs(tmp_path: Path, devcloud: DevcloudProcess):
     file = tmp_path / "clouds.yaml"
     text = devcloud.clouds_yaml.read_text()
     lines = [line.split(":")[0] + ": wrong" if line.strip().startswith("password") else line for line in text.splitlines()]
     file.write_text("\n".join(lines))
+    cloud = Cloud("devcloud", file)
     with pytest.raises(CloudError) as caught:
-        await Cloud("devcloud", file).servers("1")
+        await cloud.servers("1")
     assert caught.value.trouble is Trouble.CREDENTIALS
+    file.write_text(text)
+    assert await cloud.servers("1") == []
 
 
 async def test_a_cloud_that_was_away_at_the_first_question_is_found_later(devcloud: DevcloudProcess):
@@ -221,3 +249,26 @@ async def test_a_name_that_two_have_is_the_facilitys_to_settle_and_no_fault_of_t
         await asked.security_group_id("twice")
     assert caught.value.trouble is Trouble.REFUSED
     assert not asked.is_down
+
+
+async def test_an_image_that_was_replaced_by_another_of_its_name_is_looked_up_again(devcloud: DevcloudProcess, boot, cloud):
+    ours, server = Cloud("devcloud", devcloud.clouds_yaml), boot(cloud)
+    old = cloud.compute.create_server_image(server, "nightly", wait=True)
+    assert await ours.image_id("nightly") == old.id
+    cloud.image.delete_image(old.id)
+    new = cloud.compute.create_server_image(server, "nightly", wait=True)
+    body = {"name": "one", "imageRef": await ours.image_id("nightly"), "flavorRef": "2", "networks": "none"}
+    with pytest.raises(CloudError, match="refused to create the server"):
+        await ours.create_server({"server": body})
+    assert await ours.image_id("nightly") == new.id
+
+
+async def test_a_cloud_without_placement_does_not_say_what_is_free_and_nothing_else_follows(devcloud: DevcloudProcess, tmp_path):
+    file = tmp_path / "clouds.yaml"
+    file.write_text(devcloud.clouds_yaml.read_text().replace("region_name:", "placement_interface: nowhere\n    region_name:"))
+    ours = Cloud("devcloud-admin", file)
+    assert await Cloud("devcloud-admin", devcloud.clouds_yaml).free_hosts()
+    await ours.servers("1")
+    connection = ours._connection
+    assert await ours.free_hosts() is None
+    assert ours._connection is connection
