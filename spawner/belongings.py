@@ -49,6 +49,8 @@ async def remove(cloud: Cloud, deployment_id: str, instance_id: str) -> int:
 async def _gone(cloud: Cloud, server_id: str) -> None:
     pause = 0.1
     async with asyncio.timeout(GONE_WITHIN_SECONDS):
-        while await cloud.server(server_id) is not None:
+        while (server := await cloud.server(server_id)) is not None:
+            if server["status"] == "SOFT_DELETED":  # by a site that keeps them for a time; asked once more, Nova deletes for good
+                await cloud.delete_server(server_id)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from . import belongings, builders
 from .cloud import CloudError, Trouble
-from .servers import Server, foremost
+from .servers import Server, address_of_port, foremost
 from .settings import OpenStackSettings
 from .surroundings import Surroundings
 
@@ -73,7 +73,7 @@ class Creation:
                 with suppress(CloudError):  # it keeps its mark, so the next try finds it
                     await cloud.delete_port(port["id"])
             raise
-        return server_id, port["fixed_ips"][0]["ip_address"]
+        return server_id, address_of_port(port)
 
     async def _make_port(self, named: Named) -> dict[str, Any]:
         request = builders.port_request(named.network, self.instance_id, self.spawner.deployment_id, named.groups)

@@ -24,10 +24,10 @@ from tornado import web
 from . import belongings, builders
 from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
 from .agent_tls import notebook_certificate
-from .cloud import CloudError, Trouble
+from .cloud import NO_ROOM, CloudError, Trouble, shortage_in
 from .creation import Creation, Named, find, free_port
 from .launch import LaunchError, LaunchLog, Stage
-from .servers import WAKE, Server, address_of, fault_of, foremost, is_ended, is_moving, task_of
+from .servers import LOST, WAKE, Server, address_of, address_of_port, fault_of, foremost, is_ended, is_moving, task_of
 from .settings import OpenStackSettings
 from .surroundings import Surroundings, cloud_key
 
@@ -37,7 +37,7 @@ AGENT_REASONS = {AgentUnreachable: "agent-unreachable", AgentMismatch: "agent-mi
 CONSOLE_LINES = 60
 # under internal_ssl JupyterHub makes the same TLS context at each launch, from all public authorities: 30 ms of its event loop
 jupyterhub.user.make_ssl_context = cache(jupyterhub.user.make_ssl_context)
-NO_ROOM_HERE = (Trouble.QUOTA, Trouble.CAPACITY, Trouble.CLOSED)
+NO_ROOM_HERE = (*NO_ROOM, Trouble.CLOSED)
 
 
 class OpenStackSpawner(OpenStackSettings, Spawner):
@@ -183,12 +183,12 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
     async def _take(self, server: Server, ports: list[dict[str, Any]]) -> None:
         # one that another try has left may be beside the server's own
         own_first = sorted(ports, key=lambda port: port["device_id"] != server["id"])
-        addresses = [port["fixed_ips"][0]["ip_address"] for port in own_first if port["fixed_ips"]]
+        addresses = [address_of_port(port) for port in own_first if port["fixed_ips"]]
         self._remember(server["id"], next(iter(addresses), "") or address_of(server))
         server = await self._settled(server)
         await self._guard(ports)
         status = server["status"]
-        if status == "ERROR" or await self._is_stillborn(server):
+        if status in LOST or await self._is_stillborn(server):
             await self._replace(server)
         elif status in WAKE:
             self.log.info("%s: waking server %s from %s", self._log_name, server["id"], status)
@@ -243,9 +243,10 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
     async def _replace(self, server: Server) -> None:
         """A server that failed and whose disk holds nothing is made anew; any other is left for people to look at."""
         if not self.disposable():
-            raise LaunchError(
-                "The cloud reports an error with this instance. Its disk is kept.", reason="server-error", detail=fault_of(server)
-            )
+            what = "The cloud reports an error with this instance."
+            if server["status"] == "SOFT_DELETED":
+                what = "This instance was deleted in the cloud, where it can still be restored."
+            raise LaunchError(f"{what} Its disk is kept.", reason="server-error", detail=fault_of(server))
         await self._remove()
         await self._create(None)
 
@@ -297,8 +298,8 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         if self._creating is not None and server["status"] == "ERROR":
             # made a moment ago by this very launch: there is nothing on it, and it would hold quota
             await self._remove()
-        if "no valid host" in fault.lower():
-            raise LaunchError("There is no room in the cloud for this plan just now.", reason=Trouble.CAPACITY, detail=fault)
+        if shortage := shortage_in(fault):
+            raise LaunchError(NO_ROOM[shortage], reason=shortage, detail=fault)
         if server["status"] == "ERROR":
             raise LaunchError("The cloud could not build this server.", reason="server-error", detail=fault)
         raise LaunchError("The server switched itself off while it booted.", reason="server-ended", detail=server["status"])

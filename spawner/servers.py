@@ -5,7 +5,7 @@ ref: https://docs.openstack.org/api-guide/compute/server_concepts.html
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import builders
@@ -22,6 +22,8 @@ WAKE = {
 }
 # nothing runs there, whatever the guest does
 ENDED = frozenset({"SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "ERROR", "DELETED", "SOFT_DELETED"})
+# it cannot be brought up again by whom it belongs to
+LOST = ENDED - WAKE.keys()
 GOING_DOWN = frozenset({"powering-off", "suspending", "pausing", "deleting", "soft-deleting"})
 
 
@@ -50,12 +52,18 @@ def belongs_to(server: Server, deployment_id: str, instance_id: str) -> bool:
 
 
 def address_of(server: Server) -> str:
-    """The first fixed address of a server, '' before it has one."""
-    for addresses in server.get("addresses", {}).values():
-        for address in addresses:
-            if address.get("OS-EXT-IPS:type", "fixed") == "fixed":
-                return address["addr"]
-    return ""
+    """A fixed address of a server, '' before it has one."""
+    addresses = [one for network in server.get("addresses", {}).values() for one in network]
+    return _ipv4_first(one["addr"] for one in addresses if one.get("OS-EXT-IPS:type", "fixed") == "fixed")
+
+
+def address_of_port(port: Mapping[str, Any]) -> str:
+    return _ipv4_first(fixed["ip_address"] for fixed in port["fixed_ips"])
+
+
+def _ipv4_first(addresses: Iterable[str]) -> str:
+    """Where a network has both, the agents listen for IPv4; Neutron names them in any order."""
+    return min(addresses, key=lambda address: ":" in address, default="")
 
 
 def fault_of(server: Server) -> str:

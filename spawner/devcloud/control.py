@@ -8,6 +8,7 @@ POST   /devcloud/latency              {"seconds": 1.0}: every call takes so much
 GET, DELETE /devcloud/calls           the calls since the last DELETE: {"total": 3, "counts": {"GET /...": 3}, "calls": [...]}
 POST   /devcloud/quota                {"instances": 10, "port": 5}: Nova's and Neutron's limits, -1 for none
 POST   /devcloud/host                 {"VCPU": 8}: what its one host has, in Placement's words; what is more finds no valid host
+POST   /devcloud/keep-deleted         {"keep": true}: the first DELETE of a server leaves it SOFT_DELETED, off and listed no more
 POST   /devcloud/reset                as new: no server, port, security group or fault; the first quotas; calls not counted
 POST   /devcloud/expire-tokens        no token is worth anything any more
 POST   /devcloud/next-boot            how the next created server fares: {"error": "No valid host was found. "} or
@@ -88,6 +89,7 @@ class Control:
             web.delete("/devcloud/calls", self.clear_calls),
             web.post("/devcloud/quota", self.set_quota),
             web.post("/devcloud/host", self.set_host),
+            web.post("/devcloud/keep-deleted", self.keep_deleted),
             web.post("/devcloud/reset", self.reset),
             web.post("/devcloud/expire-tokens", self.expire_tokens),
             web.post("/devcloud/next-boot", self.next_boot),
@@ -145,10 +147,15 @@ class Control:
         self._state.set_host(changes)
         return web.json_response({"host": self._state.host})
 
+    async def keep_deleted(self, request: web.Request) -> web.Response:
+        self._lifecycle.keeps_deleted = bool((await request.json())["keep"])
+        return web.Response(status=204)
+
     async def reset(self, request: web.Request) -> web.Response:
         self._faults.active.clear()
         self._faults.latency_seconds = 0.0
         self._lifecycle.next_boots.clear()
+        self._lifecycle.keeps_deleted = False
         await asyncio.gather(*(self._lifecycle.forget(server) for server in list(self._state.servers.values())))
         state = self._state
         records: list[Record] = [*state.tombstones.values(), *state.ports.values(), *state.security_groups.values()]

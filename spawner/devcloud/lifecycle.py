@@ -35,6 +35,7 @@ class Lifecycle:
         self.options = options
         self.machines: dict[str, Machine] = {}
         self.next_boots: list[dict[str, Any]] = []
+        self.keeps_deleted = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._spares = Spares()
         self._closing = False
@@ -262,7 +263,9 @@ class Lifecycle:
     def delete(self, server: Server) -> None:
         if server.locked:
             raise conflict(f"Instance {server.id} is locked")
-        if server.task_state != "deleting":
+        if self.keeps_deleted and server.launched_at and server.vm_state != "soft-delete":
+            self._begin(server, "soft-deleting", self._soft_delete)
+        elif server.task_state != "deleting":
             self._begin(server, "deleting", self._delete)
 
     def _begin(self, server: Server, task_state: str, work: Callable[[Server], Coroutine[Any, Any, None]]) -> None:
@@ -319,6 +322,10 @@ class Lifecycle:
         await self._power_on(server)
         await self._pause(0.8)
         self._set(server, None, "active", RUNNING)
+
+    async def _soft_delete(self, server: Server) -> None:
+        await self._shut_down(server)
+        self._set(server, None, "soft-delete", SHUTDOWN)
 
     async def _delete(self, server: Server) -> None:
         await self._pause(0.2)

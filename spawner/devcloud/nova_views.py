@@ -26,6 +26,7 @@ STATUS = {
     "error": "ERROR",
     "shelved": "SHELVED",
     "shelved_offloaded": "SHELVED_OFFLOADED",
+    "soft-delete": "SOFT_DELETED",
     "deleted": "DELETED",
 }
 REBOOTING = {
@@ -176,7 +177,7 @@ class Views:
         changes_since = query.get("changes-since")
         deleted = identity.is_admin and query.get("deleted", "").lower() in ("1", "true", "yes", "on")
         # Newest first, which is the order in which they were not added.
-        servers = [] if deleted else list(reversed(self._state.servers.values()))
+        servers = [] if deleted else [one for one in reversed(self._state.servers.values()) if one.vm_state != "soft-delete"]
         if deleted or changes_since:
             servers += reversed(self._state.tombstones.values())
         everybody = query.get("all_tenants", "false").lower() in ("", "1", "true", "yes", "on")

@@ -8,10 +8,12 @@ from uuid import uuid4
 import pytest
 from made_servers import make_server
 from running_hub import PATIENCE_SECONDS
+from spawner_alone import spawner_alone
 
 from spawner import belongings
 from spawner.cloud import Cloud
 from spawner.devcloud.process import DevcloudProcess
+from spawner.launch import LaunchError
 
 OURS = str(uuid4())
 
@@ -50,3 +52,26 @@ async def test_removal_takes_all_of_one_instance_and_nothing_of_another(ours):
     assert await belongings.remove(ours, OURS, instance) == 2
     assert await belongings.remove(ours, OURS, instance) == 0
     assert len((await belongings.find(ours, OURS, other))[0]) == len((await belongings.find(ours, theirs, instance))[0]) == 1
+
+
+async def test_a_cloud_that_keeps_what_was_deleted_is_asked_once_more(ours, devcloud):
+    """Nova's reclaim_instance_interval."""
+    devcloud.control("POST", "/keep-deleted", {"keep": True})
+    instance = str(uuid4())
+    server = await launched(ours, instance)
+    assert await belongings.remove(ours, OURS, instance) == 2
+    assert await ours.server(server) is None and await ours.ports(instance, OURS) == []
+
+
+async def test_an_instance_whose_server_somebody_deleted_in_such_a_cloud_is_told_so(ours, devcloud, tmp_path):
+    devcloud.control("POST", "/keep-deleted", {"keep": True})
+    spawner = spawner_alone(devcloud.clouds_yaml, state_dir=str(tmp_path))
+    await spawner.start()
+    server = spawner.server_id
+    await ours.delete_server(server)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await spawner.poll() is None:
+            await asyncio.sleep(0.05)
+    with pytest.raises(LaunchError, match="was deleted in the cloud, where it can still be restored. Its disk is kept"):
+        await spawner.start()
+    assert (await ours.server(server))["status"] == "SOFT_DELETED"

@@ -14,7 +14,7 @@ from spawner.cloud import CloudError, Trouble
 from spawner.devcloud.process import DevcloudProcess
 from spawner.launch import LaunchError
 from spawner.openstack import OpenStackSpawner
-from spawner.servers import address_of, fault_of, foremost, is_moving
+from spawner.servers import address_of, address_of_port, fault_of, foremost, is_moving
 
 KNOWN = "11111111-2222-4333-8444-555555555555"
 
@@ -168,10 +168,19 @@ def test_another_server_has_another_fingerprint(make_spawner):
             id="not-the-floating-one",
         ),
         pytest.param({"hutch": [{"addr": "10.0.0.7"}]}, "10.0.0.7", id="untyped"),
+        pytest.param({"hutch": [{"addr": "2001:db8::7"}, {"addr": "203.0.113.7"}]}, "203.0.113.7", id="dual-stack"),
+        pytest.param({"one": [{"addr": "10.0.0.7"}], "two": [{"addr": "10.1.0.7"}]}, "10.0.0.7", id="two-networks"),
     ],
 )
 def test_the_address_is_the_first_fixed_one(addresses, address):
     assert address_of({"addresses": addresses}) == address
+
+
+@pytest.mark.parametrize(
+    ("fixed_ips", "address"), [([], ""), (["10.0.0.7", "10.1.0.7"], "10.0.0.7"), (["2001:db8::7", "203.0.113.7"], "203.0.113.7")]
+)
+def test_the_address_of_a_port_is_one_at_which_agents_listen(fixed_ips, address):
+    assert address_of_port({"fixed_ips": [{"subnet_id": "1", "ip_address": one} for one in fixed_ips]}) == address
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,16 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spawner.reflector.FRESH_SECONDS", 3.0)
 
 
-NO_ROOM = {"error": "No valid host was found. "}
+# others were faster: Nova counts once more when it has taken a server
+AT_BUILD = {
+    "capacity": "No valid host was found. ",
+    "quota": "Quota exceeded for instances: Requested 1, but already used 9 of 9 instances",
+}
 AT_CREATE = {
-    "capacity-at-create": "No valid host was found.",
-    "closed-zone": "The requested availability zone is not available",
+    "capacity-at-create": ("/servers$", 400, "No valid host was found."),
+    "closed-zone": ("/servers$", 400, "The requested availability zone is not available"),
+    "unified-limits": ("/servers$", 403, "Project 1 is over a limit for [Resource servers is over limit of 9 due to ...]"),
+    "addresses": ("/ports$", 409, "No more IP addresses available on network 1."),
 }
 
 
@@ -76,15 +82,16 @@ async def test_the_first_place_is_taken_when_it_has_room(make, south, north):
 
 
 def fill(devcloud: DevcloudProcess, how: str) -> None:
-    if how == "capacity":
-        devcloud.next_boot(**NO_ROOM)
+    if how in AT_BUILD:
+        devcloud.next_boot(error=AT_BUILD[how])
     elif how in AT_CREATE:
-        devcloud.fault(method="POST", path="/servers$", action="status", status=400, message=AT_CREATE[how])
+        path, status, message = AT_CREATE[how]
+        devcloud.fault(method="POST", path=path, action="status", status=status, message=message)
     else:
         devcloud.quota(**{how: 0})
 
 
-@pytest.mark.parametrize("how", ["capacity", *AT_CREATE, "instances", "port"])
+@pytest.mark.parametrize("how", [*AT_BUILD, *AT_CREATE, "instances", "port"])
 async def test_a_place_without_room_is_left_clean_for_the_next(make, south, north, how):
     fill(south, how)
     spawner = make()
