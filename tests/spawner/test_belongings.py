@@ -71,7 +71,7 @@ async def test_an_instance_whose_server_somebody_deleted_in_such_a_cloud_is_told
     await ours.delete_server(server)
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await spawner.poll() is None:
-            await asyncio.sleep(0.05)
-    with pytest.raises(LaunchError, match="was deleted in the cloud, where it can still be restored. Its disk is kept"):
+            await spawner.around.reflector.changed()
+    with pytest.raises(LaunchError, match=r"was deleted in the cloud, where it can still be restored\. Its disk is kept"):
         await spawner.start()
     assert (await ours.server(server))["status"] == "SOFT_DELETED"
