@@ -14,7 +14,7 @@ folder = Path(__file__).parent
 # --- the facility
 c.Hutch.facility_name = "Example Facility"
 c.Hutch.contact = "the user office (users@facility.example)"
-# c.Hutch.database_url = "postgresql+psycopg://hutch@db.facility.example/hutch"
+# c.Hutch.database_url = "postgresql://hutch@db.facility.example/hutch"
 
 # --- where people find it. Each user gets a domain of their own below this one; *.localhost needs no DNS
 c.JupyterHub.bind_url = "http://localhost:8000"

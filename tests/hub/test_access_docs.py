@@ -9,7 +9,6 @@ import pytest
 
 from hub import explaining
 from hub.access import MAY, TASKS, WITHOUT_EXPERIMENT, Action, Part, WhenOwnerLeaves
-from hub.configuration import Hutch
 
 pytestmark = pytest.mark.any_database
 
@@ -54,11 +53,6 @@ def test_every_rule_is_documented(rule):
 
 def test_the_rules_were_found():
     assert {"plan-limited", "consent-needed", "unknown-user", "quota-cores"} <= rules()
-
-
-@pytest.mark.parametrize("setting", sorted(set(re.findall(r"c\.Hutch\.(\w+)", TEXT))))
-def test_every_setting_it_names_is_one(setting):
-    assert setting in Hutch.class_trait_names(config=True)
 
 
 def test_who_may_launch_without_an_experiment():
