@@ -46,6 +46,9 @@ class State(StrEnum):
     DELETED = "deleted"
 
 
+STOPPED_NOW = "This instance is stopped. Its owner can start it again."
+
+
 def state_of(
     intent: Intent | None, *, deleted: bool = False, ready: bool = False, pending: str | None = None, waits: bool = False
 ) -> State:
@@ -60,7 +63,8 @@ def state_of(
     if pending == "spawn":
         return State.LAUNCHING
     if ready:
-        return State.RUNNING
+        # for a moment, JupyterHub calls a launch ready that it is cancelling
+        return State.STOPPING if intent and (intent.kind, intent.outcome) == (IntentKind.STOP, None) else State.RUNNING
     if waits:
         return State.WAITING
     if intent is None or intent.kind in (IntentKind.STOP, IntentKind.RESTORE) or intent.outcome == Outcome.CANCELLED:

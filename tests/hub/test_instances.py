@@ -39,6 +39,7 @@ def intent(kind: IntentKind, outcome: Outcome | None = None) -> Intent:
         pytest.param(intent(LAUNCH, CANCELLED), {}, State.STOPPED, id="cancelled"),
         pytest.param(intent(STOP, DONE), {}, State.STOPPED, id="stopped"),
         pytest.param(intent(STOP), {}, State.STOPPED, id="stop-not-carried-out-yet"),
+        pytest.param(intent(STOP), {"ready": True}, State.STOPPING, id="a-launch-being-cancelled"),
         pytest.param(intent(RESTORE, DONE), {}, State.STOPPED, id="restored"),
         pytest.param(intent(DELETE), {"deleted": True}, State.DELETED, id="deleted"),
         pytest.param(intent(LAUNCH, DONE), {"deleted": True, "ready": True}, State.DELETED, id="deleted-while-running"),
