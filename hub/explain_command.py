@@ -29,7 +29,7 @@ def explain(
         console.print(Text("allowed" if decision else "refused", style="green" if decision else "red"), f"by rule {decision.rule}")
         if decision.reason:
             console.print(f"What {user} is told:", Text(decision.reason), soft_wrap=True)
-        facts = [(fact.words, fact.holds(at), fact.source or "by hand", _run(fact.run)) for fact in told.facts]
+        facts = [(fact.words, fact.holds(at), fact.source or "Hutch itself", _run(fact.run)) for fact in told.facts]
         if facts:
             console.print(_table("It rests on", ("record", "holds", "source", "brought or changed by"), facts))
         if told.quarantine:

@@ -19,6 +19,7 @@ from . import access, records
 from .access import Action, Decision, Person, Terms, ref
 from .database.tables import Base, EtlChange, EtlRejection, EtlRun, Instance, InstrumentScientist, User, UserGroup, UserRole
 from .errors import HutchError
+from .instances import STOPPED_NOW, State, in_force, state_of
 
 # what can be asked of each kind of object
 ACTIONS: dict[str, tuple[str, ...]] = {"experiment": ("see", "launch"), "plan": ("launch",), "instance": tuple(Action)}
@@ -145,6 +146,8 @@ def _of_instance(session: Session, terms: Terms, person: Person, action: Action,
     if decision and action is Action.START:
         sentence = "Its plan is no longer offered, or its owner no longer known."
         return replace(access.unknown_plan(instance.plan_id), reason=sentence)
+    if decision and action in access.ENTERING and state_of(in_force(instance.intents)) is State.STOPPED:
+        return replace(decision, reason=STOPPED_NOW)
     return decision
 
 

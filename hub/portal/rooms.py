@@ -19,7 +19,7 @@ from ..access import Action, Decision
 from ..database.tables import Instance
 from ..desktop import relay_of, support, tickets
 from ..desktop.relay import SUBPROTOCOL
-from ..instances import State, in_force, state_of
+from ..instances import STOPPED_NOW, State, in_force, state_of
 from ..records import find_place
 from ..services import RELAYS_VARIABLE
 from .desk import AtDesk, Desk, seen_instance
@@ -49,7 +49,7 @@ def may_come(session: Session, desk: Desk, instance: Instance) -> Decision:
         return Decision(False, "no-desktops", "There are no desktops here: they are switched off.")
     decision = support.may_come(desk.person, find_place(session, instance, desk.person, desk.terms), Action.WATCH, desk.terms)
     if decision and state_of(in_force(instance.intents)) is State.STOPPED:
-        return Decision(False, "stopped", "This instance is stopped. Its owner can start it again.")
+        return Decision(False, "stopped", STOPPED_NOW)
     return decision
 
 

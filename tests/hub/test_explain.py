@@ -174,6 +174,11 @@ def test_an_answer_names_its_records_and_whom_to_ask(session, question, plan, ex
     assert answer[: len(expected)] == expected
 
 
+def test_who_may_come_in_is_told_that_it_is_stopped(session):
+    decision = explain(session, TERMS, "ada", "watch", ["instance:i-1"]).decision
+    assert decision and "stopped" in decision.reason
+
+
 def test_staff_are_told_what_is_in_the_records_and_what_goes_with_them(session):
     assert told(session, "eve see experiment:E-1", wide=True)[1] == [PLACE]
     assert told(session, "eve see experiment:E-4", wide=True)[2] == ["team.csv:9", "visits.csv:3"]

@@ -354,6 +354,7 @@ def test_history_tells_who_did_what(running_hub, browser, person):
     [
         ("home", "on a page of their own"),
         ("nonsense", "There is no such page"),
+        ("admin", "Your account may not use this page."),
         ("user/{person}/gone/lab", "There is no such instance"),
         ("spawn-pending/{person}/my-films", "Launching My films"),
     ],
