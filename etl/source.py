@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -12,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from etl.frames import Adapter, File, Settings, SourceError
+from hub.errors import near
 
 # imported when a source names them, because each brings its own libraries
 ADAPTERS = {
@@ -94,7 +94,7 @@ def open_source(folder: Path, name: str) -> tuple[Source, Adapter]:
         raise SourceError(f"{file}: adapter is missing; one of {', '.join(ADAPTERS)}")
     source: Source = _checked(Source, {**said, "name": name}, file, "", {"folder": folder})
     if source.adapter not in ADAPTERS:
-        raise SourceError(f"{file}: there is no adapter {source.adapter!r}{_near(source.adapter, ADAPTERS)}")
+        raise SourceError(f"{file}: there is no adapter {source.adapter!r}{near(source.adapter, ADAPTERS)}")
     module, _, made = ADAPTERS[source.adapter].partition(":")
     model = getattr(importlib.import_module(module), made)
     return source, _checked(model, settings, file, "settings.", {"folder": folder})
@@ -112,13 +112,8 @@ def _checked(model: Any, values: Any, file: Path, prefix: str, context: dict[str
 def _said(fault: Any, model: Any, prefix: str) -> str:
     key = prefix + ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        return f"there is no setting {key}{_near(str(fault['loc'][-1]), model.model_fields)}"
+        return f"there is no setting {key}{near(str(fault['loc'][-1]), model.model_fields)}"
     if fault["type"] == "missing":
         return f"{key} is missing"
     # the value may be a password that stands in the wrong place
     return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
-
-
-def _near(word: str, known: Any) -> str:
-    near = get_close_matches(word, list(known), 1)
-    return f"; is it {near[0]}?" if near else f"; known are {', '.join(known)}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from functools import cached_property
 
 import polars as pl
@@ -19,6 +18,7 @@ import polars as pl
 from etl import cells, plans
 from etl.frames import FAULT, LINE, PLACE, SourceError
 from etl.schema import SHAPES, STRENGTH, Moment, Parts, Shape
+from hub.errors import near
 
 ROW, UNKNOWN, SOURCE, ENDED = "_row", "_unknown", "_source", "_ended"
 REJECTION = dict.fromkeys(("record", "place", "line", "key", "field", "reason"), pl.String) | {
@@ -239,9 +239,7 @@ def _prepared(shape: Shape, frame: pl.DataFrame, today: datetime) -> pl.DataFram
     """With all columns that the table has, and where each row comes from."""
     origin = {PLACE: pl.lit(shape.name), LINE: pl.int_range(1, pl.len() + 1), FAULT: pl.lit(None), UNKNOWN: pl.lit(None)}
     if unknown := [column for column in frame.columns if column not in {**shape.fields, **origin}]:
-        near = get_close_matches(unknown[0], shape.fields, 1)
-        hint = f"is it {near[0]!r}?" if near else f"known are {', '.join(shape.fields)}"
-        raise SourceError(f"{shape.name}: there is no column {unknown[0]!r}; {hint}")
+        raise SourceError(f"{shape.name}: there is no column {unknown[0]!r}{near(unknown[0], shape.fields)}")
     frame = frame.with_columns(
         [pl.lit(None).alias(name) for name in shape.fields if name not in frame.columns]
         + [default.alias(name) for name, default in origin.items() if name not in frame.columns]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import traceback
 from datetime import datetime, timedelta
-from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
 from .access import Quota, Terms
-from .errors import HutchError
+from .errors import HutchError, near
 from .firewall import Firewall
 
 # so that a process started by another one reads the same file
@@ -32,35 +31,30 @@ class Hutch(Configurable):
     What is set in code here is the default. A relative path counts from the folder of jupyterhub_config.py.
     """
 
-    facility_name = Unicode("Example Facility", config=True, help="Name the facility, as users read it in titles and mails.")
+    facility_name = Unicode("Example Facility", help="Name the facility, as users read it in titles and mails.")
     contact = Unicode(
-        config=True,
         help="""
         Say whom users should ask when something fails: an address or a short phrase. Default: empty, and messages then name nobody.
         Example::
 
             c.Hutch.contact = "scientific-computing@facility.example"
-        """,
+        """
     )
     state_dir = Unicode(
-        ".hutch", config=True, help="Keep what Hutch writes (database, keys, logs) in this folder, made when it is first needed."
+        ".hutch", help="Keep what Hutch writes (database, keys, logs) in this folder, made when it is first needed."
     )
     database_url = Unicode(
-        config=True,
         help="""
         Store Hutch's records in this database, an SQLAlchemy URL. Default: SQLite, in `hutch.sqlite` in the state_dir.
 
         PostgreSQL takes its password from a file (`~/.pgpass`) rather than from this URL, and needs the package `psycopg`::
 
             c.Hutch.database_url = "postgresql://hutch@db.facility.example/hutch"
-        """,
+        """
     )
-    sources_dir = Unicode(
-        "sources", config=True, help="Read the sources of facility records from this folder, one file `<name>.toml` for each."
-    )
+    sources_dir = Unicode("sources", help="Read the sources of facility records from this folder, one file `<name>.toml` for each.")
     etl_url = Unicode(
         "http://127.0.0.1:9581",
-        config=True,
         help="""
         Let `hutch etl serve` listen here, for batches that user offices push, and for /health and /metrics.
 
@@ -70,30 +64,22 @@ class Hutch(Configurable):
         """,
     )
     etl_certificate = Unicode(
-        config=True, help="Show this certificate, with its chain and key in one PEM file, to those who push. Default: empty, none."
+        help="Show this certificate, with its chain and key in one PEM file, to those who push. Default: empty, none."
     )
     etl_client_ca = Unicode(
-        config=True,
         help="""
         Accept client certificates that the authorities in this PEM file signed; each source lists its `subjects`.
         Default: empty, and only tokens are accepted.
-        """,
+        """
     )
-    push_limit_mb = Int(
-        64, min=1, config=True, help="Take at most this many megabytes in one push, unpacked. Some 300,000 rows have 64."
-    )
+    push_limit_mb = Int(64, min=1, help="Take at most this many megabytes in one push, unpacked. Some 300,000 rows have 64.")
     portal_port = Int(
-        9580,
-        min=1,
-        max=65535,
-        config=True,
-        help="Let the portal listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it.",
+        9580, min=1, max=65535, help="Let the portal listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it."
     )
     desktop_relays = Int(
         1,
         min=0,
         max=64,
-        config=True,
         help="""
         Run this many processes that carry desktops between browsers and instances; each has the instances of its own, and uses one
         core at most. 0 means that there are no desktops.
@@ -103,13 +89,11 @@ class Hutch(Configurable):
         9590,
         min=1,
         max=65472,
-        config=True,
         help="Let the first of them listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it; the others follow it.",
     )
     default_quota = Int(
         2,
         min=-1,
-        config=True,
         help="""
         Allow each user this many instances at a time, unless their roles, the source or an admin say another number.
         -1 means without limit, 0 none at all.
@@ -118,7 +102,6 @@ class Hutch(Configurable):
     default_core_quota = Int(
         -1,
         min=-1,
-        config=True,
         help="""
         Allow the instances of each user this many cores together, unless their roles or an admin say another number.
         -1 means without limit.
@@ -126,7 +109,6 @@ class Hutch(Configurable):
     )
     role_quotas = Dict(
         value_trait=Dict(value_trait=Int(min=-1), key_trait=Enum(["instances", "cores"])),
-        config=True,
         help="""
         Allow more to those with a role, or in a group: {name: {"instances": count, "cores": count}}. Default: none.
 
@@ -137,27 +119,24 @@ class Hutch(Configurable):
         """,
     )
     support_window_days = Float(
-        7, min=0, config=True, help="Let instrument control support instances of experiments that run within so many days of now."
+        7, min=0, help="Let instrument control support instances of experiments that run within so many days of now."
     )
     include_open_data = Bool(
-        config=True,
         help="""
         Let everybody launch for experiments whose embargo is over (the proposal's `public_at`), as if they were members.
         Default: False, and only members may.
-        """,
+        """
     )
-    lifetime_days = Float(14, min=0, config=True, help="Let an instance live this many days from its creation. 0 = without end.")
+    lifetime_days = Float(14, min=0, help="Let an instance live this many days from its creation. 0 = without end.")
     invitations = Bool(
-        config=True,
         help="""
         Let owners make links by which others become members of an instance, if its experiments are theirs too.
         Default: False, and owners add people by name.
-        """,
+        """
     )
     delete_grace_days = Float(
         7,
         min=0,
-        config=True,
         help="""
         Keep a deleted instance this many days before its server and disk go, so that its owner can restore it.
         0 means that the steward removes it at its next pass.
@@ -166,7 +145,6 @@ class Hutch(Configurable):
     steward_interval_seconds = Float(
         10,
         min=0.1,
-        config=True,
         help="""
         Let this many seconds pass between two passes of the steward. Longer means fewer calls to the cloud, and later deletions and
         warnings.
@@ -175,27 +153,19 @@ class Hutch(Configurable):
     reconcile = Enum(
         ["report", "quarantine", "delete"],
         "report",
-        config=True,
         help="""
         Do at most this about what is in the cloud and should not be: show it, stop and tag it, or delete it after that.
         Only what carries this deployment's ids is ever touched; docs/reconciling.md names each difference.
         """,
     )
-    reconcile_interval_seconds = Float(
-        60, min=0.1, config=True, help="Compare the cloud, the records and the hub this often, in seconds."
-    )
-    quarantine_after_hours = Float(
-        1, min=0, config=True, help="Quarantine what has been found for this many hours without a break."
-    )
-    quarantine_days = Float(7, min=0, config=True, help="Delete what was quarantined this many days ago.")
-    steward_port = Int(
-        9582, min=0, max=65535, config=True, help="Show the steward's metrics on this TCP port of 127.0.0.1. 0 = nowhere."
-    )
+    reconcile_interval_seconds = Float(60, min=0.1, help="Compare the cloud, the records and the hub this often, in seconds.")
+    quarantine_after_hours = Float(1, min=0, help="Quarantine what has been found for this many hours without a break.")
+    quarantine_days = Float(7, min=0, help="Delete what was quarantined this many days ago.")
+    steward_port = Int(9582, min=0, max=65535, help="Show the steward's metrics on this TCP port of 127.0.0.1. 0 = nowhere.")
     most_revoked_share = Float(
         0.05,
         min=0,
         max=1,
-        config=True,
         help="""
         Take at most this share of the running instances from people at a time, because they are no longer on the experiment.
 
@@ -204,7 +174,6 @@ class Hutch(Configurable):
         """,
     )
     firewall = Dict(
-        config=True,
         help="""
         Make these security groups in the cloud, keep their rules, and choose among them for each instance.
 
@@ -218,29 +187,26 @@ class Hutch(Configurable):
             nano = {"rules": [{"to": "10.3.0.0/24", "ports": "5064-5065"}], "for": [{"instruments": ["ID16"], "within_days": 2}]}
             licences = {"for": [{"flavors": ["gpu.large"]}, {"roles": ["staff"], "groups": ["modelling"]}]}
             c.Hutch.firewall = {"hub_addresses": ["10.77.0.1"], "groups": {"nano": nano, "licences": licences}}
-        """,
+        """
     )
     smtp_url = Unicode(
-        config=True,
         help="""
         Send mail through this server, `smtp://host:port`, or `smtps://host:port` where TLS comes before all else.
 
         Default: empty, and no mail is sent. With `smtp://`, TLS is used where the server offers it (STARTTLS). Example::
 
             c.Hutch.smtp_url = "smtp://localhost:25"
-        """,
+        """
     )
     smtp_login_file = Unicode(
-        config=True,
         help="""
         Sign on at the mail server with what is in this file: the name in its first line, the password in its second.
         Default: empty, without. Hutch then insists on TLS.
-        """,
+        """
     )
-    mail_from = Unicode("hutch@localhost", config=True, help="Send mail from this address.")
+    mail_from = Unicode("hutch@localhost", help="Send mail from this address.")
     admin_mail = Unicode(
-        config=True,
-        help="Send mail for those who run Hutch, such as of refused runs, to this address. Default: empty, and none is sent.",
+        help="Send mail for those who run Hutch, such as of refused runs, to this address. Default: empty, and none is sent."
     )
 
     @validate("firewall")
@@ -289,6 +255,10 @@ class Hutch(Configurable):
         return proposal["value"]
 
 
+for _setting in Hutch.class_own_traits().values():
+    _setting.tag(config=True)
+
+
 def config_path(path: str | Path | None = None) -> Path:
     """The file to read: the one given, else the one $HUTCH_CONFIG names, else jupyterhub_config.py in this folder."""
     return Path(path or os.environ.get(CONFIG_VARIABLE) or "jupyterhub_config.py").expanduser().absolute()
@@ -325,12 +295,10 @@ def read(path: str | Path | None = None) -> Config:
 
 def _section(config: Config, file: Path) -> Config:
     section = config.get("Hutch", Config())
-    known = Hutch.class_trait_names(config=True)
+    known = sorted(Hutch.class_trait_names(config=True))
     for name in section:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            advice = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-            raise ConfigurationError(f"{file}: Hutch has no setting {name!r}; {advice}")
+            raise ConfigurationError(f"{file}: Hutch has no setting {name!r}{near(name, known)}")
     return section
 
 

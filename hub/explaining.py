@@ -172,15 +172,12 @@ def _as(before: Any, now: Any) -> Any:
 
 def about(session: Session, user_id: str) -> tuple[Fact, ...]:
     """What Hutch knows of a person besides their experiments; what has ended or expired too."""
-    roles = session.scalars(select(UserRole.role).where(UserRole.user_id == user_id).order_by(UserRole.role))
-    groups = session.scalars(select(UserGroup.group).where(UserGroup.user_id == user_id).order_by(UserGroup.group))
-    instruments = session.scalars(select(InstrumentScientist.instrument_id).where(InstrumentScientist.user_id == user_id))
-    refs = [
-        ref("user", user_id),
-        *(ref("user_role", user_id, name) for name in roles),
-        *(ref("user_group", user_id, name) for name in groups),
-        *(ref("instrument_scientist", name, user_id) for name in instruments),
-    ]
+    refs = [ref("user", user_id)]
+    for table in (UserRole, UserGroup, InstrumentScientist):
+        key = table.__table__.primary_key
+        refs += [
+            ref(table.__tablename__, *row) for row in session.execute(select(*key).where(table.user_id == user_id).order_by(*key))
+        ]
     return facts_of(session, refs, wide=True)
 
 

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +23,7 @@ from tornado.web import HTTPError
 from traitlets import Bool, Dict, Unicode
 
 from .authenticator import is_loopback
-from .errors import HutchError
+from .errors import HutchError, near
 from .identities import Account
 
 # what a signature may be made with: never a shared secret, never nothing (RFC 8725 section 3.1)
@@ -185,8 +184,7 @@ class OpenIDProvider(GenericOAuthenticator):
 def _check(name: str, settings: dict[str, Any], known: list[str]) -> None:
     """Raises HutchError unless the settings are whole and only such as are known."""
     if unknown := [key for key in settings if key not in known]:
-        close = get_close_matches(unknown[0], known, n=1)
-        raise HutchError(f"provider {name!r} has no setting {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        raise HutchError(f"provider {name!r} has no setting {unknown[0]!r}{near(unknown[0], known)}")
     if missing := [key for key in ("issuer", "client_id", "client_secret_file") if not settings.get(key)]:
         raise HutchError(f"provider {name!r} needs {', '.join(missing)}: see docs/sign-on.md")
     if strange := sorted(set(settings.get("claims", {})) - set(CLAIMS)):

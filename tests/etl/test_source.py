@@ -37,9 +37,11 @@ def test_every_adapter_that_can_be_named_is_there(tmp_path, name):
     [
         pytest.param("adapter = ", "one.toml: cannot be read", id="not-toml"),
         pytest.param("[settings]", "adapter is missing; one of files, sql", id="no-adapter"),
-        pytest.param('adapter = "fles"', "there is no adapter 'fles'; is it files?", id="adapter-misspelt"),
+        pytest.param('adapter = "fles"', "there is no adapter 'fles'; did you mean files?", id="adapter-misspelt"),
         pytest.param('adapter = "sap"', "there is no adapter 'sap'; known are files, sql", id="adapter-unknown"),
-        pytest.param('adapter = "files"\nuser = "own"' + SETTINGS, "there is no setting user; is it users?", id="setting-misspelt"),
+        pytest.param(
+            'adapter = "files"\nuser = "own"' + SETTINGS, "there is no setting user; did you mean users?", id="setting-misspelt"
+        ),
         pytest.param('adapter = "files"\nusers = "some"' + SETTINGS, "users: Input should be 'own' or 'link'", id="users"),
         pytest.param(
             'adapter = "files"\ntime_zone = "Europe/Pari"' + SETTINGS, "time_zone: there is no time zone 'Europe/Pari'", id="zone"

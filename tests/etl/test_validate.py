@@ -183,7 +183,7 @@ def test_a_column_that_no_source_may_fill_stops_the_run(column):
 
 
 def test_a_column_that_is_nearly_right_is_guessed():
-    with pytest.raises(SourceError, match="there is no column 'famly_name'; is it 'family_name'"):
+    with pytest.raises(SourceError, match="there is no column 'famly_name'; did you mean family_name"):
         Checked("user", {"id": "1", "login": "ann", "famly_name": "L"})
 
 
