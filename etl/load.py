@@ -111,8 +111,6 @@ def alone(engine: Engine, source: str) -> Iterator[None]:
                 yield
             finally:
                 connection.execute(text("SELECT pg_advisory_unlock(:class, :source)"), lock)
-    elif engine.url.database in (None, "", ":memory:"):
-        yield
     else:
         with Path(f"{engine.url.database}.{source}.lock").open("w") as file:
             try:

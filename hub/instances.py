@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import queue
+from .access import Part
 from .database.engine import put, rows, write
 from .database.tables import (
     Instance,
@@ -26,7 +27,6 @@ from .database.tables import (
     InstanceMember,
     Intent,
     IntentKind,
-    MemberRole,
     Outcome,
     now,
 )
@@ -100,7 +100,7 @@ def create(
             first_ready_at=None,
         ),
     )
-    write(session, InstanceMember, {"instance_id": instance.id, "user_id": owner_id, "role": MemberRole.OWNER})
+    write(session, InstanceMember, {"instance_id": instance.id, "user_id": owner_id, "role": Part.OWNER})
     if experiment_ids:
         write(session, InstanceExperiment, *({"instance_id": instance.id, "experiment_id": name} for name in experiment_ids))
     record_event(session, instance.id, "created", actor=owner_id, message=f"plan {plan_name or plan_id}")

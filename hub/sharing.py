@@ -14,7 +14,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session, joinedload
 
 from . import notices
-from .access import SUPPORT_ROLES, Action, Decision, Person, Terms, WhenOwnerLeaves, may_act, may_become, told_of
+from .access import SUPPORT_ROLES, Action, Decision, Part, Person, Terms, WhenOwnerLeaves, may_act, may_become, told_of
 from .configuration import Hutch
 from .database.tables import EtlRejection as Rejection
 from .database.tables import (
@@ -24,7 +24,6 @@ from .database.tables import (
     InstanceMember,
     InstrumentScientist,
     Invitation,
-    MemberRole,
     RunKind,
     Thumbnail,
     User,
@@ -36,14 +35,14 @@ from .instances import record_event
 from .keys import hashed
 from .records import find_instance, find_person, find_place
 
-INVITED, HELPS = (MemberRole.VIEWER, MemberRole.DRIVER), (MemberRole.SUPPORT,)
+INVITED, HELPS = (Part.VIEWER, Part.DRIVER), (Part.SUPPORT,)
 LONGEST_INVITATION = timedelta(days=30)
 NO_INVITATIONS = "Invitation links are switched off at this facility."
-AS: dict[str, str] = {MemberRole.DRIVER: "a driver", MemberRole.VIEWER: "a viewer", MemberRole.SUPPORT: "support"}
+AS: dict[str, str] = {Part.DRIVER: "a driver", Part.VIEWER: "a viewer", Part.SUPPORT: "support"}
 MEANS: dict[str, str] = {
-    MemberRole.DRIVER: "You see its desktop and can take mouse and keyboard; what you do there is done as {owner}'s account.",
-    MemberRole.VIEWER: "You see its desktop.",
-    MemberRole.SUPPORT: "You can help at its desktop.",
+    Part.DRIVER: "You see its desktop and can take mouse and keyboard; what you do there is done as {owner}'s account.",
+    Part.VIEWER: "You see its desktop.",
+    Part.SUPPORT: "You can help at its desktop.",
 }
 # in the history
 POLICY = {
@@ -307,7 +306,7 @@ def _because(reason: str) -> str:
 
 def shared_with(session: Session, person_id: str) -> list[tuple[Instance, str]]:
     """Others' instances in which they take part, and as what; newest first."""
-    theirs = InstanceMember.user_id == person_id, InstanceMember.ended_at.is_(None), InstanceMember.role != MemberRole.OWNER
+    theirs = InstanceMember.user_id == person_id, InstanceMember.ended_at.is_(None), InstanceMember.role != Part.OWNER
     query = select(Instance, InstanceMember.role).join(InstanceMember).where(*theirs, Instance.deleted_at.is_(None))
     return list(session.execute(query.order_by(InstanceMember.since.desc())).tuples())
 

@@ -21,7 +21,6 @@ from sqlalchemy import Connection, Engine, Executable, Insert, create_engine, ev
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session, make_transient_to_detached, sessionmaker
-from sqlalchemy.pool import StaticPool
 
 from ..errors import HutchError
 from .tables import Base, Deployment
@@ -59,8 +58,7 @@ def open_database(url: str) -> Engine:
     event.listen(engine, "handle_error", _explain)
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-        if not _in_memory(parsed):
-            _make_folder(parsed)
+        _make_folder(parsed)
     return engine
 
 
@@ -121,15 +119,7 @@ def _options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() != "sqlite":
         return {}
     # IMMEDIATE: the first write waits its turn; by default SQLite lets it begin as a reader and fails it without waiting
-    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": "IMMEDIATE"}}
-    if _in_memory(url):
-        options["poolclass"] = StaticPool
-        options["connect_args"]["check_same_thread"] = False
-    return options
-
-
-def _in_memory(url: URL) -> bool:
-    return url.database in (None, "", ":memory:")
+    return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": "IMMEDIATE"}}
 
 
 def _make_folder(url: URL) -> None:

@@ -47,15 +47,6 @@ class FacilityRole(StrEnum):
     GUEST = "guest"
 
 
-class MemberRole(StrEnum):
-    """A person's part in an instance."""
-
-    OWNER = "owner"
-    DRIVER = "driver"
-    VIEWER = "viewer"
-    SUPPORT = "support"
-
-
 class RunKind(StrEnum):
     LOAD = "load"
     # of what changed since the run before
@@ -400,6 +391,8 @@ class Instance(Base):
 
 
 class InstanceMember(Base):
+    """role: "owner", "driver", "viewer" or "support" (hub.access.Part)."""
+
     __tablename__ = "instance_member"
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)

@@ -14,9 +14,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ..access import Action, Decision, may_act
+from ..access import Action, Decision, Part, may_act
 from ..database.engine import take_turn
-from ..database.tables import Instance, InstanceMember, IntentKind, MemberRole, Outcome, Thumbnail, now
+from ..database.tables import Instance, InstanceMember, IntentKind, Outcome, Thumbnail, now
 from ..instances import in_force
 from ..records import find_place
 from ..sharing import Sharing, SharingRefused, accept, end_part, shared_with
@@ -103,7 +103,7 @@ async def _done(desk: Desk, instance_id: str, form: Form) -> dict[str, Any]:
         case "add":
             await _shared(desk, instance_id, lambda one: one.add(login, role, reason))
         case "change":
-            if role != MemberRole.DRIVER:
+            if role != Part.DRIVER:
                 await _end_notebook(desk, instance_id, login)
             await _shared(desk, instance_id, lambda one: one.change(login, role, reason))
         case "remove":
@@ -228,7 +228,7 @@ def _shared_card(session: Session, desk: Desk, row: Instance, role: str, servers
 async def leave(desk: AtDesk, instance_id: str) -> RedirectResponse:
     def ended(session: Session, *, really: bool) -> tuple[str, str]:
         row, mine = seen_instance(session, desk, instance_id), session.get(InstanceMember, (instance_id, desk.person.id))
-        if mine is None or mine.ended_at or mine.role == MemberRole.OWNER:
+        if mine is None or mine.ended_at or mine.role == Part.OWNER:
             raise HTTPException(404)
         if really:
             end_part(session, row, mine, desk.person)

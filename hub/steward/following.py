@@ -18,7 +18,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session, aliased, joinedload
 
 from .. import access, instances, notices, records
-from ..database.tables import Experiment, ExperimentMember, Instance, InstanceMember, IntentKind, MemberRole, User, now
+from ..database.tables import Experiment, ExperimentMember, Instance, InstanceMember, IntentKind, User, now
 from ..facility import Facility
 from ..services import STEWARD
 from .guard import Guard
@@ -110,7 +110,7 @@ def _origin(record: Any) -> str:
 def with_a_part(session: Session, instance_ids: set[str]) -> set[tuple[str, str]]:
     """(instance id, login) of those who have a part in these instances because of an experiment."""
     parts = select(InstanceMember.instance_id, User.login).join(InstanceMember.user)
-    theirs = InstanceMember.ended_at.is_(None), InstanceMember.role.in_([MemberRole.DRIVER, MemberRole.VIEWER])
+    theirs = InstanceMember.ended_at.is_(None), InstanceMember.role.in_([access.Part.DRIVER, access.Part.VIEWER])
     return set(session.execute(parts.where(InstanceMember.instance_id.in_(instance_ids), *theirs)).tuples())
 
 

@@ -391,4 +391,5 @@ async def test_a_follower_killed_between_commit_and_acknowledgement_loses_and_do
 def test_only_useroffice_has_events(tmp_path):
     (tmp_path / "uo.toml").write_text('adapter = "push"\n[events]\nurl = "amqp://broker/"')
     with pytest.raises(ConfigurationError, match="only the adapter useroffice can read"):
-        Follower(Service(Hutch(database_url="sqlite://"), open_database("sqlite://")), *open_source(tmp_path, "uo"))
+        url = f"sqlite:///{tmp_path}/hutch.sqlite"
+        Follower(Service(Hutch(database_url=url), open_database(url)), *open_source(tmp_path, "uo"))

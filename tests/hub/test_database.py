@@ -189,16 +189,6 @@ def test_sqlite_is_set_up_for_several_processes(url):
         assert connection.scalar(text("PRAGMA busy_timeout")) == database.BUSY_TIMEOUT_SECONDS * 1000
 
 
-def test_one_memory_is_shared_by_all_threads():
-    engine = open_database("sqlite://")
-    upgrade(engine)
-    found = []
-    thread = threading.Thread(target=lambda: found.append(deployment_id(engine)))
-    thread.start()
-    thread.join()
-    assert found == [deployment_id(engine)]
-
-
 def test_who_takes_a_turn_reads_and_writes_as_one_step(url):
     """Without turns, threads that each add one to what they have read would lose some."""
     engine = open_database(url)
