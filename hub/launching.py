@@ -430,9 +430,18 @@ class Launching(Spawner):
 
     async def poll(self) -> int | None:
         status = await super().poll()
-        if status is not None and self.server_id and self.server and not self._stop_pending:
+        if status is None:
+            return 0 if self.ready and await self._was_rebooted() else None
+        if self.server_id and self.server and not self._stop_pending:
             await self._record("the end of a server", lambda session: self._found_ended(session, status))
         return status
+
+    async def _was_rebooted(self) -> bool:
+        """Its notebook is gone, the server is not. When JupyterHub has let go of it, the steward has it launched again."""
+        gone = self.fingerprint != "" and await self.around.agents.lacks_notebook(self.address, self.fingerprint, self.port)
+        if gone:
+            self.log.warning("%s: server %s was booted anew and has no notebook", self._log_name, self.server_id)
+        return gone
 
     def _found_ended(self, session: Session, status: int) -> None:
         """The cloud is certain that it no longer runs, and nobody asked Hutch for that."""

@@ -13,7 +13,7 @@ import math
 import re
 import socket
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -37,6 +37,7 @@ DESKTOP_SECONDS = 45.0
 DESKTOP_PROTOCOL = "hutch.rfb"
 CLIENT_INIT = b"\1"
 """RFB's word that the desktop is to be shared; nothing comes from it before that."""
+CLOSED_SECONDS = 2.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.25
 
 
@@ -109,6 +110,19 @@ class AgentClient:
     async def status(self, address: str, fingerprint: str) -> dict[str, Any]:
         async with self._request("GET", "status", address, fingerprint, _SHORT) as response:
             return json.loads(await response.content.read(MOST_BYTES))
+
+    async def lacks_notebook(self, address: str, fingerprint: str, port: int) -> bool:
+        """Certain: nothing listens at the notebook's port, and the agent says that it has none, as after a reboot."""
+        try:
+            await _connect(address, port, CLOSED_SECONDS)
+        except ConnectionRefusedError:
+            try:
+                return (await self.status(address, fingerprint))["notebook"] in ("none", "dead")
+            except (AgentError, ValueError, LookupError, TypeError):
+                return False
+        except (OSError, TimeoutError):
+            return False
+        return False
 
     async def end(self, address: str, fingerprint: str) -> None:
         """Stop the notebook; the instance keeps running and keeps its owner."""
@@ -243,17 +257,19 @@ async def wait_listening(address: str, port: int, deadline: float) -> None:
     loop = asyncio.get_running_loop()
     pause = FIRST_PAUSE_SECONDS
     while (left := deadline - loop.time()) > 0:
-        # bare sockets: there are many tries, by many launches at once, and streams are dear to make
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as tried:
-            tried.setblocking(False)
-            try:
-                async with asyncio.timeout(left):
-                    return await loop.sock_connect(tried, (address, port))
-            except (OSError, TimeoutError):
-                pass
+        with suppress(OSError, TimeoutError):
+            return await _connect(address, port, left)
         await asyncio.sleep(min(pause, max(deadline - loop.time(), 0)))
         pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
     raise AgentUnreachable(f"Nothing listens at {address}, port {port}.")
+
+
+async def _connect(address: str, port: int, within_seconds: float) -> None:
+    # bare sockets: there are many tries, by many launches at once, and streams are dear to make
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as tried:
+        tried.setblocking(False)
+        async with asyncio.timeout(within_seconds):
+            await asyncio.get_running_loop().sock_connect(tried, (address, port))
 
 
 async def _reason(response: aiohttp.ClientResponse, address: str) -> str:

@@ -29,7 +29,7 @@ from .firewall import Keeping
 from .following import Following
 from .queueing import Queueing
 from .reconciling import Reconciler
-from .tasks import Launched, Pauses, after_runs, expire, finish_stops, long_stopped, purge, to_take_back
+from .tasks import Launched, Pauses, after_runs, conclude_served, expire, finish_stops, long_stopped, purge, to_take_back
 
 log = structlog.get_logger()
 DAY_SECONDS = 86_400.0
@@ -79,7 +79,8 @@ class Steward:
 
     async def readopt(self) -> None:
         """Compares what is meant to run with what the hub serves, and asks the hub to start what is missing."""
-        served = await _served(self.hub)
+        at, served = now(), await _served(self.hub)
+        await self.facility.ask(partial(conclude_served, served=served, read_at=at))
         for launched in await self.facility.ask(to_take_back):
             if (launched.login, launched.server_name) in served:
                 self.readoption.back(launched.instance_id)

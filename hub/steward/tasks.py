@@ -168,6 +168,15 @@ def meant_to_run(session: Session) -> list[Launched]:
     return _whose_current_intent(session, Intent.kind == IntentKind.LAUNCH, carried_out)
 
 
+def conclude_served(session: Session, served: Mapping[tuple[str, str], bool], read_at: datetime) -> None:
+    """Launches that are done, and that a hub which ended in the middle of them could not write down."""
+    for one in _whose_current_intent(
+        session, Intent.kind == IntentKind.LAUNCH, Intent.outcome.is_(None), Intent.asked_at < read_at
+    ):
+        if served.get((one.login, one.server_name)):
+            instances.conclude_open(session, one.instance_id, IntentKind.LAUNCH, Outcome.DONE, "found running by the steward")
+
+
 def long_stopped(session: Session) -> list[Launched]:
     return _whose_current_intent(session, Intent.kind == IntentKind.STOP, Intent.ended_at < now() - STOP_OVERDUE)
 

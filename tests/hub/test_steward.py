@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from hub import instances
 from hub.configuration import Hutch
-from hub.database.tables import Instance, IntentKind, Notice, Outcome, now
+from hub.database.tables import Instance, Intent, IntentKind, Notice, Outcome, now
 from hub.facility import Facility
 from hub.queue import LONGEST_PAUSE
 from hub.steward.__main__ import Steward
@@ -222,3 +222,23 @@ async def test_what_was_kept_long_enough_goes(hub):
     await Steward(facility, clouds={}, hub=None).prune()
     with hub.session() as session:
         assert session.scalars(select(Notice.subject).where(Notice.user_id == visitor.id)).all() == ["young"]
+
+
+def test_an_instance_that_was_rebooted_has_its_notebook_again_by_itself(hub):
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    server, *_ = hub.servers(visitor)
+    hub.cloud.compute.post(f"/servers/{server['id']}/action", json={"reboot": {"type": "HARD"}}, microversion="2.79")
+    until(lambda: len(hub.instance(visitor).intents) == 2, "it is launched once more")
+    assert hub.until_intent(visitor, kind="launch", outcome="done").actor == "steward"
+    hub.until_ready(visitor.login, "films")
+    assert [one["id"] for one in hub.servers(visitor)] == [server["id"]]
+
+
+def test_a_launch_that_is_done_though_its_hub_could_not_write_that_down_is_concluded(hub):
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    launch = hub.intent(visitor)
+    hub.change(lambda session: setattr(session.get_one(Intent, launch.id), "outcome", None))
+    assert hub.until_intent(visitor, outcome="done").id == launch.id
+    assert hub.server(visitor.login, "films")["ready"]

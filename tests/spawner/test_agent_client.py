@@ -207,3 +207,22 @@ async def test_waiting_gives_up_at_the_deadline(identity):
         deadline = asyncio.get_running_loop().time() + 0.1
         with pytest.raises(AgentUnreachable, match="Nothing listens"):
             await AgentClient(identity.client_context).wait_listening("127.0.0.1", nobody.getsockname()[1], deadline)
+
+
+@pytest.mark.parametrize(
+    ("said", "lacks"),
+    [({"notebook": "none"}, True), ({"notebook": "dead"}, True), ({"notebook": "running"}, False), ({}, False), (["none"], False)],
+    ids=str,
+)
+async def test_a_notebook_is_missing_only_where_the_agent_says_so(false_agent, said, lacks):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    false_agent.answer = web.json_response(said)
+    assert await false_agent.client.lacks_notebook("127.0.0.1", false_agent.fingerprint, port) is lacks
+
+
+async def test_where_something_listens_or_the_agent_is_not_ours_nothing_is_missing(false_agent):
+    false_agent.answer = web.json_response({"notebook": "none"})
+    assert not await false_agent.client.lacks_notebook("127.0.0.1", false_agent.fingerprint, false_agent.port)
+    assert false_agent.requests == 0
+    assert not await false_agent.client.lacks_notebook("127.0.0.1", ONE, 1)
