@@ -39,7 +39,7 @@ from hub.records import experiments_of, find_person, find_usage, plans_offered
 EXPERIMENTS, PLANS, PEOPLE, ROUNDS = 300, 200, 20_000, 200
 LIMIT_MS, LIMIT_QUERIES = 20.0, 6
 NOW = datetime.now(UTC)
-HUTCH = Hutch(role_quotas={"staff": {"instances": 20, "cores": 200}})
+HUTCH = Hutch(quotas={"staff": {"instances": 20, "cores": 200}})
 
 
 def main() -> None:

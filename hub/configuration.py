@@ -13,7 +13,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, TraitError, Unicode, default
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
-from .access import Quota, Terms
+from .access import UNLIMITED, Quota, Terms
 from .errors import HutchError, near
 from .firewall import Firewall
 
@@ -91,31 +91,16 @@ class Hutch(Configurable):
         max=65472,
         help="Let the first of them listen on this TCP port of 127.0.0.1, where JupyterHub's proxy finds it; the others follow it.",
     )
-    default_quota = Int(
-        2,
-        min=-1,
-        help="""
-        Allow each user this many instances at a time, unless their roles, the source or an admin say another number.
-        -1 means without limit, 0 none at all.
-        """,
-    )
-    default_core_quota = Int(
-        -1,
-        min=-1,
-        help="""
-        Allow the instances of each user this many cores together, unless their roles or an admin say another number.
-        -1 means without limit.
-        """,
-    )
-    role_quotas = Dict(
+    quotas = Dict(
         value_trait=Dict(value_trait=Int(min=-1), key_trait=Enum(["instances", "cores"])),
         help="""
-        Allow more to those with a role, or in a group: {name: {"instances": count, "cores": count}}. Default: none.
+        Allow so many instances at a time, and so many cores together, to those with a role, or in a group; "" is everybody:
+        {name: {"instances": count, "cores": count}}. Default: two instances for everybody, however many cores they have.
 
-        The most generous of what a person holds counts, the defaults among them; -1 means without limit. What the source allots a
-        person comes before it, and what an admin set for them before all. Example::
+        The most generous of what a person holds counts; -1 means without limit, 0 none at all. What the source allots a person
+        comes before it, and what an admin set for them before all. Example::
 
-            c.Hutch.role_quotas = {"staff": {"instances": 5, "cores": 64}, "admin": {"instances": -1}}
+            c.Hutch.quotas = {"": {"instances": 2, "cores": 16}, "staff": {"instances": 5, "cores": 64}, "admin": {"instances": -1}}
         """,
     )
     support_window_days = Float(
@@ -243,8 +228,8 @@ class Hutch(Configurable):
 
     def terms(self, at: datetime) -> Terms:
         """What the rules of access need to know of this site."""
-        quotas = {"": Quota(self.default_quota, self.default_core_quota)}
-        quotas |= {name: Quota(**counts) for name, counts in self.role_quotas.items()}
+        everybody = {"instances": 2, "cores": UNLIMITED} | self.quotas.get("", {})
+        quotas = {name: Quota(**counts) for name, counts in {**self.quotas, "": everybody}.items()}
         window = timedelta(days=self.support_window_days)
         return Terms(at, quotas, self.lifetime, support_window=window, open_data=self.include_open_data)
 

@@ -196,7 +196,7 @@ def test_the_demo_does_not_run_where_others_could_reach_it(tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        pytest.param("c.Hutch.default_quota = 'many'", "default_quota", id="wrong-type"),
+        pytest.param("c.Hutch.quotas = 'many'", "quotas", id="wrong-type"),
         pytest.param("c.Hutch.database_url = 'nonsense'", "is not a database URL", id="database-url"),
         pytest.param("c.Hutch.database_url = 'sqlite:////proc/nowhere/x.sqlite'", "cannot make the folder", id="database-folder"),
     ],

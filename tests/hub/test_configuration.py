@@ -2,10 +2,12 @@
 
 import inspect
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from hub.access import Quota
 from hub.configuration import CONFIG_VARIABLE, ConfigurationError, Hutch, load, read
 
 pytestmark = pytest.mark.any_database
@@ -23,7 +25,7 @@ def written(tmp_path: Path):
 
 def test_defaults_are_enough(written, tmp_path):
     hutch = load(written("c.JupyterHub.port = 8123"))
-    assert (hutch.default_quota, hutch.lifetime_days, hutch.delete_grace_days) == (2, 14, 7)
+    assert (hutch.lifetime_days, hutch.delete_grace_days) == (14, 7)
     assert hutch.state_dir == f"{tmp_path}/.hutch"
     assert hutch.database_url == f"sqlite:///{tmp_path}/.hutch/hutch.sqlite"
 
@@ -69,7 +71,7 @@ def test_the_file_is_found_by_variable_or_in_the_working_folder(written, tmp_pat
         pytest.param("c.Hutch.contct = 'x'", "no setting 'contct'; did you mean contact", id="misspelt"),
         pytest.param("c.Hutch.zzz = 'x'", "no setting 'zzz'; known are admin_mail, contact, database_url", id="unknown"),
         pytest.param("c.Hutch.zzz.append(1)", "no setting 'zzz'", id="unknown-appended"),
-        pytest.param("c.Hutch.default_quota = 'two'", "'default_quota' .* expected an int, not the str 'two'", id="type"),
+        pytest.param("c.Hutch.portal_port = 'two'", "'portal_port' .* expected an int, not the str 'two'", id="type"),
         pytest.param("c.Hutch.portal_port = 99999", "'portal_port' .* not be greater than 65535", id="too-large"),
         pytest.param("c.Hutch.lifetime_days = -1", "'lifetime_days' .* not be less than 0", id="too-small"),
         pytest.param("c.Hutch.lifetime_days = float('nan')", "lifetime_days must be a finite number", id="not-a-number"),
@@ -85,6 +87,12 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(written, text, message
 def test_a_file_that_is_not_there_is_named(tmp_path, name):
     with pytest.raises(ConfigurationError, match="no such file"):
         load(tmp_path / name)
+
+
+def test_what_is_not_said_of_everybodys_quota_stays_as_it_is():
+    quotas = Hutch(quotas={"": {"cores": 16}, "staff": {"instances": 5}}).terms(datetime.now(UTC)).quotas
+    assert quotas == {"": Quota(2, 16), "staff": Quota(5)}
+    assert Hutch().terms(datetime.now(UTC)).quotas == {"": Quota(2, -1)}
 
 
 @pytest.mark.parametrize("name", sorted(Hutch.class_own_traits(config=True)))
