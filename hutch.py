@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from traitlets import TraitError
 
 import etl.command
 import hub.database.command
@@ -50,8 +51,7 @@ def doctor() -> None:
 
     from hub.doctor import report
 
-    if not report(Console()):
-        raise typer.Exit(1)
+    leave(0 if report(Console()) else 1)
 
 
 @app.command()
@@ -105,11 +105,18 @@ def restore(made: Annotated[Path, typer.Argument(help="The folder that `hutch ba
     )
 
 
+def leave(status: int) -> None:
+    """Python waits at its end for every thread, and one may wait for a silent cloud for minutes more."""
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def main() -> None:
     try:
         app()
-    except HutchError as error:
-        sys.exit(f"hutch: {error}")
+    except (HutchError, TraitError) as error:
+        sys.stderr.write(f"hutch: {error}\n")
+        leave(1)
 
 
 if __name__ == "__main__":

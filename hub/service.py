@@ -7,6 +7,9 @@ import gc
 import os
 import signal
 import sys
+import time
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 
@@ -14,6 +17,8 @@ import structlog
 PR_SET_PDEATHSIG = 1
 # told by the hub itself: by the time that a service asks for its parent, a killed hub is that no more
 HUB_VARIABLE = "HUTCH_HUB_PID"
+AGAIN_SECONDS, MANY = 600.0, 1000
+_said: dict[str, tuple[float, int]] = {}
 
 
 def begin() -> None:
@@ -30,12 +35,29 @@ def _configure_log() -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            say_once,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             # plain: prettier tracebacks print local variables, and tokens are among them
             structlog.processors.format_exc_info,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
     )
+
+
+def say_once(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What goes wrong at every pass is said every ten minutes, with how often it was left out since; detail may differ."""
+    if event["level"] in ("debug", "info"):
+        return event
+    error = sys.exc_info()[1] if event.get("exc_info") else None
+    key = repr(({name: value for name, value in event.items() if name != "detail"}, error))
+    said_at, left_out = _said.get(key, (-AGAIN_SECONDS, 0))
+    if time.monotonic() - said_at < AGAIN_SECONDS:
+        _said[key] = said_at, left_out + 1
+        raise structlog.DropEvent
+    if len(_said) > MANY:
+        _said.clear()
+    _said[key] = time.monotonic(), 0
+    return {**event, **({"left_out": left_out} if left_out else {})}
 
 
 def end_with_parent(parent: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import time
@@ -29,11 +30,14 @@ import openstack
 import openstack.exceptions as sdk_errors
 import requests
 import requests.exceptions as http_errors
+import yaml
 
 from . import builders
 from .breaker import Breaker
 
 T = TypeVar("T")
+# what it warns of, at each try, is in the error that follows
+logging.getLogger("keystoneauth").setLevel(logging.ERROR)
 CATALOGUE_SECONDS = 300.0
 # our name of a limit, and what it is called in Nova's "maxTotal..." and "total...Used"
 NOVA_LIMITS = (("instances", "Instances", "Instances"), ("cores", "Cores", "Cores"), ("ram", "RAMSize", "RAM"))
@@ -158,6 +162,15 @@ def read_environment_once(session: keystoneauth1.session.Session) -> None:
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
 
+def _check_readable(file: Path) -> None:
+    """The SDK skips a file that it cannot read, and then misses the cloud. Nothing of the content is told: secrets are in it."""
+    try:
+        yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise sdk_errors.ConfigException(f"{file}{f', line {mark.line + 1}' if mark else ''} is not YAML") from None
+
+
 class Cloud:
     """Asks one cloud. Every method is a coroutine and raises CloudError; nothing blocks the event loop."""
 
@@ -195,7 +208,7 @@ class Cloud:
     def _read_config(self) -> openstack.config.cloud_region.CloudRegion:
         files = [str(self.clouds_yaml)] if self.clouds_yaml else None
         if self.clouds_yaml:
-            self.clouds_yaml.read_bytes()  # openstacksdk passes over what it may not read, and says that there is no such cloud
+            _check_readable(self.clouds_yaml)
         config = openstack.config.OpenStackConfig(config_files=files) if files else openstack.config.OpenStackConfig()
         wanted: dict[str, Any] = {"region_name": self.region} if self.region else {}
         # tried again here, within one deadline, and not by the SDK in its own ways

@@ -21,6 +21,7 @@ from spawner.places import clouds
 from .. import configuration, mail, notices, personal_data, service
 from ..database import seal
 from ..database.tables import now
+from ..errors import HutchError
 from ..facility import Facility
 from ..firewall import Firewall
 from ..group_sync import LOOK_SECONDS
@@ -129,7 +130,7 @@ class Steward:
             try:
                 if not acts or await self.may_act():
                     await task()
-            except (CloudError, aiohttp.ClientError, TimeoutError) as error:
+            except (CloudError, HutchError, aiohttp.ClientError, TimeoutError) as error:
                 log.warning("put off", task=task.__name__, error=str(error))
             except Exception:
                 log.exception("failed", task=task.__name__)

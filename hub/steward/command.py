@@ -34,7 +34,8 @@ def reconcile(
         raise HutchError(seal.ADVICE)
     reconciler = Reconciler(facility, clouds(read()))
     found = asyncio.run(reconciler.run(dry_run=dry_run, allow=allow))
-    _show(found, reconciler)
+    if found or not reconciler.unread:
+        _show(found, reconciler)
     if reconciler.unread:
         raise HutchError("; ".join(f"{error} {error.detail}" for error in reconciler.unread))
 
@@ -51,4 +52,7 @@ def _show(found: list[Planned], reconciler: Reconciler) -> None:
         table.add_row(it.kind, it.resource_id, it.instance_id or "", it.state, since, one.due or "", it.state.sentence)
     console.print(table)
     hutch = reconciler.facility.hutch
-    console.print(f"c.Hutch.reconcile is {hutch.reconcile!r}: at most that is done, and never more than the difference's own rule.")
+    console.print(
+        reconciler.withheld
+        or f"c.Hutch.reconcile is {hutch.reconcile!r}: at most that is done, and never more than the difference's own rule."
+    )

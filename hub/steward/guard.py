@@ -35,8 +35,8 @@ class Guard:
         if count <= self.most(of) or await asyncio.to_thread(_take, self.path):
             self.asked = False
             return True
-        log.error("too much to do without asking", count=count, of=of, allow=str(self.path), words=words)
         if not self.asked:
+            log.error("too much to do without asking", count=count, of=of, allow=str(self.path), words=words)
             await self.facility.ask(lambda session: notices.tell_admins(session, "The steward waits for a decision", words))
             self.asked = True
         return False

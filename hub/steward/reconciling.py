@@ -70,6 +70,7 @@ class Reconciler:
     def __post_init__(self) -> None:
         self.guard = Guard(self.facility, ALLOW_FILE)
         self.unread: list[CloudError] = []
+        self.withheld = ""
 
     @property
     def policy(self) -> Policy:
@@ -78,7 +79,7 @@ class Reconciler:
 
     async def run(self, *, dry_run: bool = False, allow: bool = False) -> list[Planned]:
         """A pass over all clouds. allow: also where it is more than is done without asking."""
-        began, self.unread = time.monotonic(), []
+        began, self.unread, self.withheld = time.monotonic(), [], ""
         by_cloud: dict[Cloud, set[str]] = {}
         for place, cloud in self.clouds.items():
             by_cloud.setdefault(cloud, set()).add(place)
@@ -95,8 +96,9 @@ class Reconciler:
             read += [(cloud, view, one) for one in planned]
             servers += len(view.servers)
         found = [one for _, _, one in read]
+        may_act = await self._may_act(found, servers, allow, dry_run)
         if not dry_run:
-            if await self._may_act(found, servers, allow):
+            if may_act:
                 await self._act([each for each in read if each[2].due])
             self._measure(found, began)
         return found
@@ -131,7 +133,7 @@ class Reconciler:
         gone = frozenset(one for one, answer in zip(chosen, answers, strict=True) if answer is None)
         return [answer for answer in answers if isinstance(answer, dict)], gone
 
-    async def _may_act(self, found: Sequence[Planned], servers: int, allow: bool) -> bool:
+    async def _may_act(self, found: Sequence[Planned], servers: int, allow: bool, dry_run: bool) -> bool:
         due = {one for one in found if one.due}
         # those whose time is still to come count too: many at once are a wrong view, not many strays
         coming = {one for one in found if one.finding.state.rule in (Rule.QUARANTINE, Rule.DELETE) and not one.quarantined_at}
@@ -139,7 +141,11 @@ class Reconciler:
             f"The cloud has {len(due | coming)} things that would be quarantined or deleted, beside {servers} servers in all. "
             f"Nothing was done. `hutch reconcile --dry-run` shows them; if that is right, `hutch reconcile --allow` does it."
         )
-        return bool(due) and (allow or await self.guard.allows(len(due | coming), servers, words))
+        if due and not allow:
+            count = len(due | coming)
+            is_little = count <= self.guard.most(servers) if dry_run else await self.guard.allows(count, servers, words)
+            self.withheld = "" if is_little else words
+        return bool(due) and not self.withheld
 
     async def _act(self, read: Sequence[tuple[Cloud, View, Planned]]) -> None:
         for cloud, view, one in read:
@@ -185,7 +191,7 @@ async def _or_none(call: Awaitable[list[dict[str, Any]]]) -> list[dict[str, Any]
     try:
         return await call
     except CloudError as error:
-        log.info("not compared", error=str(error), detail=error.detail)
+        log.warning("not compared", error=str(error), detail=error.detail)
         return None
 
 

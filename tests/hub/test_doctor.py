@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiosmtpd.controller import Controller
 from databases import upgrade
 from openid_provider import SECRET, OpenIDProcess
@@ -141,7 +142,17 @@ async def test_what_is_not_there_to_check_is_left_out_and_says_why(deployment, t
 async def test_a_configuration_that_cannot_be_read(deployment):
     outcome, words = await deployment.outcome("configuration", more="c.Hutch.no_such_setting = 1")
     assert outcome == "FAIL" and "no_such_setting" in words
-    assert await deployment.outcome("cloud login") == ("SKIP", "needs database")
+    assert await deployment.outcome("cloud login") == ("SKIP", "needs configuration")
+    outcome, words = await deployment.outcome("configuration", more='c.OpenStackSpawner.agent_port = "many"')
+    assert outcome == "FAIL" and "agent_port" in words
+
+
+async def test_a_state_dir_that_cannot_be_written_keeps_no_other_check_from_running(deployment):
+    (deployment.folder / "file").write_text("")
+    more = f"c.Hutch.state_dir = {str(deployment.folder / 'file')!r}"
+    outcome, words = await deployment.outcome("configuration", more=more)
+    assert outcome == "FAIL" and "nothing can be written in the state_dir" in words
+    assert (await deployment.outcome("network"))[0] == "PASS"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +167,8 @@ async def test_a_configuration_that_cannot_be_read(deployment):
 async def test_a_database_that_cannot_be_used(deployment, url, said):
     outcome, words = await deployment.outcome("database", database_url=url.format(folder=deployment.folder))
     assert outcome == "FAIL" and said in words
+    assert (await deployment.outcome("quotas"))[0] == "PASS"
+    assert await deployment.outcome("images and flavors") == ("SKIP", "needs database")
 
 
 async def test_a_database_that_is_a_copy(deployment):
@@ -189,7 +202,25 @@ async def test_a_cloud_that_is_not_there(deployment):
     assert outcome == "FAIL" and "does not accept Hutch's credentials" in words
     deployment.devcloud.clear_faults()
     outcome, words = await deployment.outcome("cloud login", clouds_yaml=str(deployment.folder / "nothing.yaml"))
-    assert outcome == "FAIL" and "nothing.yaml does not exist" in words
+    assert outcome == "FAIL" and "nothing.yaml" in words and "No such file" in words
+    (deployment.folder / "clouds.yaml").write_text("clouds:\n  devcloud: [: {\n  password: a password for mail\n")
+    outcome, words = await deployment.outcome("cloud login", clouds_yaml=str(deployment.folder / "clouds.yaml"))
+    assert outcome == "FAIL" and "clouds.yaml, line 2 is not YAML" in words
+
+
+async def test_of_two_clouds_the_one_that_answers_is_looked_at(deployment, monkeypatch):
+    monkeypatch.setattr(doctor, "LOOK_SECONDS", 1)
+    with silent_port() as port:
+        text = deployment.devcloud.clouds_yaml.read_text()
+        clouds = yaml.safe_load(text)["clouds"] | {
+            "partner": yaml.safe_load(text.replace(deployment.devcloud.url, f"http://127.0.0.1:{port}"))["clouds"]["devcloud"]
+        }
+        (deployment.folder / "clouds.yaml").write_text(yaml.safe_dump({"clouds": clouds}))
+        more = 'c.OpenStackSpawner.places = {"main": {}, "partner": {"cloud_name": "partner", "network": "hutch"}}'
+        deployment.write(more=more, clouds_yaml=str(deployment.folder / "clouds.yaml"))
+        assert (await deployment.outcome("network"))[0] == "PASS"
+        outcome, words = await deployment.outcome("cloud login")
+    assert outcome == "FAIL" and words.startswith("partner: no answer within 1 s;")
 
 
 async def test_a_quota_that_is_used_up(deployment):
@@ -213,6 +244,9 @@ async def test_a_network_and_a_group_that_are_missing(deployment):
     outcome, words = await deployment.outcome("security groups", groups=["default", "nobody"])
     assert outcome == "FAIL" and "no security group named nobody" in words
     assert (await deployment.outcome("security groups", groups=["default"]))[0] == "PASS"
+    more = 'c.Hutch.firewall = {"hub_addresses": ["10.77.0.1"], "groups": {"our-own": {}}}'
+    outcome, words = await deployment.outcome("security groups", more=more)
+    assert outcome == "FAIL" and "our-own" in words and "-base" in words
 
 
 @pytest.fixture
@@ -289,4 +323,4 @@ def test_the_command_says_it_with_its_exit_status(deployment, network, status):
 
 def test_every_check_says_what_to_do():
     titles = [check[0] for check in doctor.CHECKS]
-    assert all(advice and needs in ("", *titles[:number]) for number, (_, _, needs, advice) in enumerate(doctor.CHECKS))
+    assert all(advice and {*needs} <= {*titles[:number]} for number, (_, _, needs, advice) in enumerate(doctor.CHECKS))

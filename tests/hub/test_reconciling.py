@@ -283,13 +283,17 @@ async def test_of_a_cloud_that_does_not_answer_nothing_begins_and_nothing_ends(o
 async def test_more_than_a_few_wait_for_an_operator(ours):
     ours.set(reconcile="quarantine", quarantine_after_hours=0.0)
     servers = [await ours.server(f"nobody-{number}") for number in range(4)]
+    await ours.found(dry_run=True)
+    assert "Nothing was done" in ours.reconciler.withheld and not ours.ask(lambda session: session.scalars(select(Notice)).all())
     for _ in range(2):
         await ours.found()
+        assert "Nothing was done" in ours.reconciler.withheld
     assert {ours.seen(server["id"])["status"] for server in servers} == {"ACTIVE"}
     notices = ours.ask(lambda session: [notice.text for notice in session.scalars(select(Notice))])
     assert len(notices) == 1 and "hutch reconcile --dry-run" in notices[0], "the admin is told once"
     (Path(ours.facility.hutch.state_dir) / ALLOW_FILE).touch()
     await ours.found()
+    assert not ours.reconciler.withheld
     for server in servers:
         until(lambda server=server: ours.seen(server["id"])["status"] == "SHUTOFF", "it is off")
     assert not (Path(ours.facility.hutch.state_dir) / ALLOW_FILE).exists()
@@ -414,6 +418,7 @@ def test_the_command_line_shows_a_running_deployment_and_does_a_pass(hub: Facili
         hub.devcloud.fault(method="GET", path="/network/v2.0/ports", action="status", status=403, times=None)
         refused = hub.hutch("reconcile")
         assert refused.returncode == 1 and "refused to list the network ports" in refused.stderr
+        assert "as the records say" not in refused.stdout
     finally:
         hub.devcloud.clear_faults()
         # with the port that the cloud made for it

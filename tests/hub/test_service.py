@@ -1,11 +1,14 @@
-"""A service of the hub lives no longer than the hub that started it."""
+"""A service of the hub lives no longer than the hub that started it, and says the same thing once."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+import structlog
 from running_hub import REPOSITORY
+
+from hub import service
 
 BEGIN = "from hub import service; service.begin(); print('at work')"
 
@@ -21,3 +24,40 @@ def test_a_service_works_only_for_the_hub_that_started_it(hub, goes_on):
     )
     assert ("at work" in done.stdout, done.returncode == 0) == (goes_on, goes_on), done.stderr
     assert goes_on or "is gone" in done.stderr
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[dict]:
+    """What is logged from here on."""
+    monkeypatch.setattr(service, "_said", {})
+    lines: list[dict] = []
+
+    def keep(_logger, _method, event):
+        lines.append(event)
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[structlog.processors.add_log_level, service.say_once, keep])
+    yield lines
+    structlog.configure(**before)
+
+
+def test_what_goes_wrong_at_every_pass_is_said_once_in_a_while(said, monkeypatch):
+    log = structlog.get_logger()
+    for request in range(3):
+        log.warning("put off", task="purge", detail=f"request {request}")
+        log.warning("put off", task="expire")
+        log.info("done")
+    assert [one.get("task") for one in said] == ["purge", "expire", None, None, None]
+    monkeypatch.setattr(service, "AGAIN_SECONDS", 0)
+    log.warning("put off", task="purge", detail="request 3")
+    assert said[-1] == {"event": "put off", "task": "purge", "level": "warning", "detail": "request 3", "left_out": 2}
+
+
+def test_another_error_of_the_same_task_is_said(said):
+    for number in (1, 1, 2):
+        try:
+            raise RuntimeError(number)
+        except RuntimeError:
+            structlog.get_logger().exception("failed", task="purge")
+    assert len(said) == 2

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from databases import upgrade
 from facility_hub import FacilityHub, Visitor
 from running_hub import until
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from hub import instances
 from hub.configuration import Hutch
+from hub.database.engine import DatabaseError, open_database
 from hub.database.tables import Instance, Intent, IntentKind, Notice, Outcome, now
 from hub.facility import Facility
 from hub.queue import LONGEST_PAUSE
@@ -130,6 +134,23 @@ def test_the_steward_lets_a_launch_that_failed_be(hub):
     make_due(hub, due)
     until(lambda: hub.instance(other).purged_at, "the steward has passed by")
     assert len(hub.instance(visitor).intents) == 1
+
+
+async def test_a_database_that_is_away_is_said_in_a_sentence(tmp_path):
+    url = f"sqlite:///{tmp_path / 'hutch.sqlite'}"
+    upgrade(open_database(url))
+    steward, tried = Steward(Facility(Hutch(database_url=url, state_dir=str(tmp_path))), clouds={}, hub=None), asyncio.Event()
+
+    async def task() -> None:
+        tried.set()
+        raise DatabaseError("cannot reach it")
+
+    with capture_logs() as lines:
+        work = asyncio.create_task(steward.repeat(task, 3600))
+        await tried.wait()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    assert [(one["event"], one["error"], "exc_info" in one) for one in lines] == [("put off", "cannot reach it", False)]
 
 
 # --- pauses between tries
