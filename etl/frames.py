@@ -74,9 +74,13 @@ File = Annotated[Path, AfterValidator(_beside)]
 
 
 class Settings(BaseModel):
-    """What an adapter is told in its source's file; an adapter is a subclass with a `name` and a `read`."""
+    """What an adapter is told in its source's file; an adapter is a subclass with a `read`, and called after its class."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
 
 
 def secret(file: Path) -> str:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
@@ -20,10 +20,8 @@ FAULTS_TOLD = 100
 Row = dict[str, Any]
 
 
-class Pushed(Settings):
+class Push(Settings):
     """The adapter of a source that is only pushed."""
-
-    name: ClassVar[str] = "push"
 
     def read(self) -> Extract:
         raise SourceError("this source is pushed to `hutch etl serve`; there is nothing to read")

@@ -23,7 +23,7 @@ ADAPTERS = {
     "icat": "etl.adapters.icat:Icat",
     "icatplus": "etl.adapters.icatplus:IcatPlus",
     "scicat": "etl.adapters.scicat:SciCat",
-    "push": "etl.push:Pushed",
+    "push": "etl.push:Push",
 }
 
 

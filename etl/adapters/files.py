@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 
@@ -27,7 +27,6 @@ SUFFIXES = ("csv", "json", "parquet")
 
 
 class Files(Settings):
-    name: ClassVar[str] = "files"
     folder: File
 
     def read(self) -> Extract:

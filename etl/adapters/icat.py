@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -79,8 +79,6 @@ class Catalogue(Web):
 
 
 class Icat(Catalogue):
-    name: ClassVar[str] = "icat"
-
     def read(self) -> Extract:
         rows = Rows(self.url)
         with self._session() as session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 from icat_plus_client import ApiClient, Configuration
 from icat_plus_client.api import CatalogueApi, SessionApi, UserManagementApi
@@ -19,8 +19,6 @@ from etl.frames import Extract, SourceError, secret
 
 
 class IcatPlus(Catalogue):
-    name: ClassVar[str] = "icatplus"
-
     def read(self) -> Extract:
         password, rows = secret(self.password_file), Rows(self.url)
         with Http(self, password) as http:

@@ -5,7 +5,7 @@ Follows schema 5.2 of the Python package `ispyb`. Its two flavours differ in wha
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import polars as pl
 from pydantic import Field
@@ -67,7 +67,6 @@ class Ispyb(Database):
     roles: {group of people or permission in ISPyB: role in Hutch}.
     """
 
-    name: ClassVar[str] = "ispyb"
     visits: Literal["visit_number", "externalId", "expSessionPk"] = "visit_number"
     proposal_persons: bool = False
     roles: dict[str, FacilityRole] = Field(default_factory=dict)

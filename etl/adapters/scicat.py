@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from etl.adapters.http import Http, Rows, Web
 from etl.frames import Extract, File, secret
@@ -15,7 +15,6 @@ from hub.database.tables import MemberOf
 
 
 class SciCat(Web):
-    name: ClassVar[str] = "scicat"
     username: str
     password_file: File
 

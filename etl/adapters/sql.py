@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 from pydantic import PositiveInt
@@ -32,7 +32,6 @@ _BEGIN_ELSEWHERE = ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",)
 class Database(Settings):
     """url: as SQLAlchemy writes them, without the password; timeout_seconds: for each query."""
 
-    name: ClassVar[str]
     url: str
     password_file: File | None = None
     timeout_seconds: PositiveInt = 600
@@ -65,7 +64,6 @@ class Database(Settings):
 class Sql(Database):
     """queries: {table: SELECT ... AS field, ...}."""
 
-    name: ClassVar[str] = "sql"
     queries: dict[str, str]
 
     def read(self) -> Extract:

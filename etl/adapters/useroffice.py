@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
-from typing import Any, ClassVar
+from typing import Any
 
 from etl.adapters.http import Http, Rows, Web
 from etl.frames import Extract, File, secret
@@ -28,7 +28,6 @@ MAY_BE_NULL |= {"localContactId", "localContact", "visit"}
 
 
 class UserOffice(Web):
-    name: ClassVar[str] = "useroffice"
     token_file: File
     # who issues the `oidc_sub` of its people; without it they are not linked with who signs on
     issuer: str | None = None

@@ -6,8 +6,6 @@ stands for an account that is not valid.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from etl.adapters.sql import Database
 from etl.frames import Extract
 from hub.database.tables import FacilityRole
@@ -69,7 +67,6 @@ class Visa(Database):
     the one of VISA's environment.
     """
 
-    name: ClassVar[str] = "visa"
     login: str = "u.id"
     cloud: int = -1
 

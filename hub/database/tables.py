@@ -6,6 +6,7 @@ can still be explained. All times are UTC and timezone-aware.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -26,7 +27,7 @@ from sqlalchemy import (
     or_,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column, relationship
 
 
 class MemberOf(StrEnum):
@@ -103,6 +104,11 @@ class Base(DeclarativeBase):
     )
     type_annotation_map = {datetime: UTCDateTime, str: String(250), dict[str, Any]: JSON}  # noqa: RUF012
 
+    @declared_attr.directive
+    def __tablename__(cls) -> str:
+        """Of `EtlRun`, `etl_run`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
 
 class Record:
     """What each facility record carries: where it came from, and when it ceased to be so (None = it holds)."""
@@ -120,7 +126,6 @@ class EtlRun(Base):
     outcome: "done", "refused" (by the guard) or "failed" (the source could not be read). A run that is killed leaves no row.
     """
 
-    __tablename__ = "etl_run"
     id: Mapped[int] = mapped_column(primary_key=True)
     source: Mapped[str] = mapped_column(index=True)
     adapter: Mapped[str]
@@ -139,7 +144,6 @@ class EtlRun(Base):
 class EtlChange(Base):
     """What a record was before a run changed or ended it; what it added has no row here. For `hutch etl undo` and `history`."""
 
-    __tablename__ = "etl_change"
     id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("etl_run.id"), index=True)
     record: Mapped[str]
@@ -151,7 +155,6 @@ class EtlChange(Base):
 class EtlRejection(Base):
     """The quarantine: a row that a run did not take. place: the file or query; line: the row in it, from 1."""
 
-    __tablename__ = "etl_rejection"
     id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("etl_run.id"), index=True)
     record: Mapped[str]
@@ -166,7 +169,6 @@ class EtlRejection(Base):
 
 
 class Affiliation(Record, Base):
-    __tablename__ = "affiliation"
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     town: Mapped[str | None]
@@ -176,7 +178,6 @@ class Affiliation(Record, Base):
 class User(Record, Base):
     """id is the user office's; login is the name at the sign-on and in JupyterHub."""
 
-    __tablename__ = "user"
     id: Mapped[str] = mapped_column(primary_key=True)
     login: Mapped[str] = mapped_column(unique=True)
     given_name: Mapped[str]
@@ -201,14 +202,12 @@ class User(Record, Base):
 
 
 class Instrument(Record, Base):
-    __tablename__ = "instrument"
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     description: Mapped[str | None] = mapped_column(Text)
 
 
 class Proposal(Record, Base):
-    __tablename__ = "proposal"
     id: Mapped[str] = mapped_column(primary_key=True)
     title: Mapped[str] = mapped_column(Text)
     summary: Mapped[str | None] = mapped_column(Text)
@@ -221,7 +220,6 @@ class Proposal(Record, Base):
 class Experiment(Record, Base):
     """One visit: a proposal, an instrument, dates. A missing date is an open end."""
 
-    __tablename__ = "experiment"
     id: Mapped[str] = mapped_column(primary_key=True)
     proposal_id: Mapped[str] = mapped_column(ForeignKey("proposal.id"), index=True)
     instrument_id: Mapped[str] = mapped_column(ForeignKey("instrument.id"), index=True)
@@ -237,7 +235,6 @@ class Experiment(Record, Base):
 
 
 class ExperimentMember(Record, Base):
-    __tablename__ = "experiment_member"
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiment.id"), primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
     role: Mapped[str] = mapped_column(default=MemberOf.MEMBER)
@@ -246,7 +243,6 @@ class ExperimentMember(Record, Base):
 
 
 class InstrumentScientist(Record, Base):
-    __tablename__ = "instrument_scientist"
     instrument_id: Mapped[str] = mapped_column(ForeignKey("instrument.id"), primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
 
@@ -254,7 +250,6 @@ class InstrumentScientist(Record, Base):
 class UserRole(Record, Base):
     """A facility role, until expires_at (None = without end)."""
 
-    __tablename__ = "user_role"
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True)
     role: Mapped[str] = mapped_column(primary_key=True)
     expires_at: Mapped[datetime | None]
@@ -270,7 +265,6 @@ class UserRole(Record, Base):
 class UserGroup(Record, Base):
     """A person in a group of people, such as a school or a project, until expires_at (None = without end)."""
 
-    __tablename__ = "user_group"
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True)
     group: Mapped[str] = mapped_column(primary_key=True, index=True)
     expires_at: Mapped[datetime | None]
@@ -282,7 +276,6 @@ class UserGroup(Record, Base):
 class Identity(Base):
     """Somebody as another system knows them: the `sub` of an OIDC issuer, or a person's id in a source (issuer `source:<name>`)."""
 
-    __tablename__ = "identity"
     issuer: Mapped[str] = mapped_column(primary_key=True)
     subject: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
@@ -294,7 +287,6 @@ class Identity(Base):
 class IdentitySuggestion(Base):
     """Somebody whom only an e-mail address or a name connects with a user: for staff to confirm, never believed by itself."""
 
-    __tablename__ = "identity_suggestion"
     issuer: Mapped[str] = mapped_column(primary_key=True)
     subject: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
@@ -305,7 +297,6 @@ class IdentitySuggestion(Base):
 class Notice(Base):
     """Something that one person is to be told, on their pages and by mail."""
 
-    __tablename__ = "notice"
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
     at: Mapped[datetime] = mapped_column(default=now)
@@ -328,7 +319,6 @@ class Plan(Record, Base):
     places: names of the site's places where it may be launched, the first that has room; none = that of the spawner's own settings.
     """
 
-    __tablename__ = "plan"
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     description: Mapped[str | None] = mapped_column(Text)
@@ -344,11 +334,12 @@ class Plan(Record, Base):
 
 # --- instances
 
+LIVE = text("deleted_at IS NULL")
+
 
 class Instance(Base):
     """One running environment: one named server of JupyterHub, one server in the cloud, which carries `id` in its metadata."""
 
-    __tablename__ = "instance"
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=lambda: str(uuid4()))
     owner_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
     server_name: Mapped[str]
@@ -379,21 +370,13 @@ class Instance(Base):
 
     __table_args__ = (
         # a name is free again as soon as its instance is marked for deletion
-        Index(
-            "uq_instance_live_name",
-            "owner_id",
-            "server_name",
-            unique=True,
-            sqlite_where=text("deleted_at IS NULL"),
-            postgresql_where=text("deleted_at IS NULL"),
-        ),
+        Index("uq_instance_live_name", "owner_id", "server_name", unique=True, sqlite_where=LIVE, postgresql_where=LIVE),
     )
 
 
 class InstanceMember(Base):
     """role: "owner", "driver", "viewer" or "support" (hub.access.Part)."""
 
-    __tablename__ = "instance_member"
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
     role: Mapped[str]
@@ -404,7 +387,6 @@ class InstanceMember(Base):
 
 
 class InstanceExperiment(Base):
-    __tablename__ = "instance_experiment"
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), primary_key=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiment.id"), primary_key=True, index=True)
 
@@ -417,7 +399,6 @@ class Intent(Base):
     outcome is None while it is being carried out; message is the plain sentence for people when it failed.
     """
 
-    __tablename__ = "intent"
     id: Mapped[int] = mapped_column(primary_key=True)
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     kind: Mapped[str]
@@ -437,7 +418,6 @@ class Intent(Base):
 class InstanceEvent(Base):
     """The history of an instance; rows are only ever added."""
 
-    __tablename__ = "instance_event"
     id: Mapped[int] = mapped_column(primary_key=True)
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     intent_id: Mapped[int | None] = mapped_column(ForeignKey("intent.id"), index=True)
@@ -457,7 +437,6 @@ class LaunchWait(Base):
     reason: "quota" or "capacity". tries: how often it was posted; whoever posts it claims it by counting on.
     """
 
-    __tablename__ = "launch_wait"
     intent_id: Mapped[int] = mapped_column(ForeignKey("intent.id"), primary_key=True)
     since: Mapped[datetime] = mapped_column(default=now)
     reason: Mapped[str] = mapped_column(Text)
@@ -476,7 +455,6 @@ class SupportAccess(Base):
     right: "view" or "control"; None while it is not answered, or when it was refused. ended_at: refused, ended or withdrawn.
     """
 
-    __tablename__ = "support_access"
     id: Mapped[int] = mapped_column(primary_key=True)
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"))
@@ -495,7 +473,6 @@ class SupportAccess(Base):
 class Invitation(Base):
     """A link by which people become members: whoever is the first to follow it (one_time), or everybody until it expires."""
 
-    __tablename__ = "invitation"
     id: Mapped[int] = mapped_column(primary_key=True)
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     # SHA-256 of the code, which is kept nowhere
@@ -516,7 +493,6 @@ class Invitation(Base):
 class DesktopTicket(Base):
     """Lets one person in to one desktop, once and at once. hash: SHA-256 of the ticket, which is kept nowhere."""
 
-    __tablename__ = "desktop_ticket"
     hash: Mapped[str] = mapped_column(primary_key=True)
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"))
@@ -526,7 +502,6 @@ class DesktopTicket(Base):
 class DesktopSession(Base):
     """One person at one desktop, with one right; what they typed is counted, never kept. bytes_out: to the browser."""
 
-    __tablename__ = "desktop_session"
     id: Mapped[int] = mapped_column(primary_key=True)
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
@@ -545,7 +520,6 @@ class DesktopSession(Base):
 class Thumbnail(Base):
     """A small picture of an instance's desktop, where its owner wants one."""
 
-    __tablename__ = "thumbnail"
     instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), primary_key=True)
     taken_at: Mapped[datetime] = mapped_column(default=now)
     picture: Mapped[bytes] = mapped_column(LargeBinary)
@@ -557,7 +531,6 @@ class Thumbnail(Base):
 class CloudRoom(Base):
     """What was free in one place of the cloud when the steward looked last; `hub.capacity` reads it."""
 
-    __tablename__ = "cloud_room"
     place: Mapped[str] = mapped_column(primary_key=True)
     at: Mapped[datetime] = mapped_column(default=now)
     reading: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -566,7 +539,6 @@ class CloudRoom(Base):
 class CloudFinding(Base):
     """Where the cloud differs from what is on record, for as long as it does (ended_at is None)."""
 
-    __tablename__ = "cloud_finding"
     id: Mapped[int] = mapped_column(primary_key=True)
     place: Mapped[str] = mapped_column(default="")
     # server, port, volume or floating-ip; resource_id is the cloud's
@@ -589,7 +561,6 @@ class Deployment(Base):
     is a copy or was restored, and the steward acts on nothing until an operator has said which of them goes on.
     """
 
-    __tablename__ = "deployment"
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=lambda: str(uuid4()))
     minted_at: Mapped[datetime] = mapped_column(default=now)
     seal: Mapped[str | None] = mapped_column(String(36))
