@@ -108,7 +108,7 @@ def history(
             return
         runs = select(EtlRun).order_by(EtlRun.id.desc()).limit(ROWS_SHOWN)
         rows = connection.execute(runs.where(EtlRun.source == source) if source else runs).all()
-    columns = ("run", "source", "kind", "began (UTC)", "seconds", "outcome", *COUNTED[:3], *COUNTED[4:], "message")
+    columns = ("run", "source", "kind", "began (UTC)", "s", "outcome", *COUNTED[:3], *COUNTED[4:], "message")
     _print(console, "Runs", columns, map(_run_cells, rows))
 
 
@@ -116,7 +116,7 @@ def _run_cells(run: Any) -> tuple[Any, ...]:
     seconds = f"{(run.finished_at - run.started_at).total_seconds():.1f}" if run.finished_at else ""
     sums = [sum(counts.get(name, 0) for counts in run.counts.values()) for name in COUNTED if name != "unchanged"]
     kind = f"undo of {run.undoes}" if run.undoes else run.kind
-    return (run.id, run.source, kind, f"{run.started_at:%Y-%m-%d %H:%M:%S}", seconds, run.outcome or "", *sums, run.message or "")
+    return (run.id, run.source, kind, f"{run.started_at:%Y-%m-%d %H:%M}", seconds, run.outcome or "", *sums, run.message or "")
 
 
 @app.command()
@@ -134,7 +134,7 @@ def status() -> None:
     """Show each source: its last run, the last that was done, and when the next is due."""
     from etl.history import states
 
-    columns = ("source", "adapter", "every (min)", "last run (UTC)", "outcome", "last done (UTC)", "quarantined", "what is wrong")
+    columns = ("source", "adapter", "every (min)", "last run (UTC)", "outcome", "last done (UTC)", "in quarantine", "what is wrong")
     _print(Console(), "Sources", columns, states(_engine(), _folder()))
 
 
@@ -179,7 +179,7 @@ def _print(console: Console, title: str, columns: Iterable[str], rows: Iterable[
     """A table, unless it has no rows. Cells are text: what a source wrote must not be taken for markup."""
     cells = [[Text("" if cell is None else str(cell)) for cell in row] for row in rows]
     rest = len(cells) - ROWS_SHOWN
-    table = Table(title=title, title_justify="left", caption=f"and {rest} more" if rest > 0 else None)
+    table = Table(title=title, title_justify="left", padding=0, caption=f"and {rest} more" if rest > 0 else None)
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in cells[:ROWS_SHOWN]:
