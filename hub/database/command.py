@@ -28,12 +28,11 @@ def upgrade() -> None:
 def current() -> None:
     """Say at which revision the database is; fails if this Hutch needs another one."""
     from hub.configuration import load
+    from hub.facility import Facility
 
-    from . import engine
+    from .engine import current_revision
 
-    database = engine.open_database(load().database_url)
-    engine.check_current(database)
-    Console().print(f"{engine.current_revision(database)} (the one this Hutch needs)")
+    Console().print(f"{current_revision(Facility(load()).engine)} (the one this Hutch needs)")
 
 
 @app.command()
@@ -43,14 +42,12 @@ def seal(
 ) -> None:
     """Say which database goes on after one was restored or copied, so that its steward acts again. Then restart the hub."""
     from hub.configuration import load
+    from hub.facility import Facility
 
-    from . import engine
-    from . import seal as seals
+    from .seal import decide
 
     if keep == new:
         raise typer.BadParameter("say either --keep or --new")
-    hutch = load()
-    database = engine.open_database(hutch.database_url)
-    engine.check_current(database)
-    decided = seals.decide(database, Path(hutch.state_dir), new=new)
+    facility = Facility(load())
+    decided = decide(facility.engine, Path(facility.hutch.state_dir), new=new)
     Console().print(f"this database goes on as deployment {decided}; restart the hub")

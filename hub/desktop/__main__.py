@@ -23,13 +23,14 @@ from spawner.agent_tls import HubIdentity
 
 from .. import configuration
 from ..facility import Facility
+from ..hub_session import hub_session
 from ..service import begin, end_with_parent
 from ..services import PORTAL_VARIABLE
-from .hub_client import HubClient
 from .relay import serve
 from .service import Guest, Relay
 
 log = structlog.get_logger("desktop")
+TIMEOUT_SECONDS = 15
 # one that dies sooner than this will do so again
 SOON_SECONDS = 5.0
 PAUSE_SECONDS = 1.0
@@ -86,7 +87,7 @@ async def carry(number: int) -> None:
     spawner = config.OpenStackSpawner
     identity = HubIdentity(Path(spawner.state_dir) / "agent-tls")
     agents = AgentClient(identity.client_context, spawner.get("agent_port", PORT))
-    hub = HubClient()
+    hub = hub_session(TIMEOUT_SECONDS)
     portal = urlsplit(os.environ[PORTAL_VARIABLE])
     origin = f"{portal.scheme}://{portal.netloc}" if portal.netloc else ""
     relay = Relay(facility, number, hub, agents, prefix=os.environ["JUPYTERHUB_SERVICE_PREFIX"], origin=origin)

@@ -9,9 +9,6 @@ from urllib.parse import quote
 import aiohttp
 
 from ..errors import HutchError
-from ..hub_session import hub_session
-
-TIMEOUT_SECONDS = 15
 
 
 class NotRunning(HutchError):
@@ -26,29 +23,21 @@ class Where:
     fingerprint: str
 
 
-class HubClient:
-    """Make it inside a running event loop, and close it."""
+async def where(hub: aiohttp.ClientSession, login: str, server_name: str) -> Where:
+    """Raises NotRunning."""
+    try:
+        async with hub.get(f"users/{quote(login, safe='')}") as answer:
+            user = await answer.json() if answer.status == 200 else {}
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise NotRunning("The hub does not answer; it may be restarting.") from error
+    server = user.get("servers", {}).get(server_name, {})
+    state = server.get("state") or {}
+    if not server.get("ready") or not state.get("address") or not state.get("fingerprint"):
+        raise NotRunning("The instance does not run.")
+    return Where(state["address"], state["fingerprint"])
 
-    def __init__(self) -> None:
-        self._client = hub_session(TIMEOUT_SECONDS)
 
-    async def close(self) -> None:
-        await self._client.close()
-
-    async def where(self, login: str, server_name: str) -> Where:
-        """Raises NotRunning."""
-        try:
-            async with self._client.get(f"users/{quote(login, safe='')}") as answer:
-                user = await answer.json() if answer.status == 200 else {}
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise NotRunning("The hub does not answer; it may be restarting.") from error
-        server = user.get("servers", {}).get(server_name, {})
-        state = server.get("state") or {}
-        if not server.get("ready") or not state.get("address") or not state.get("fingerprint"):
-            raise NotRunning("The instance does not run.")
-        return Where(state["address"], state["fingerprint"])
-
-    async def note_activity(self, login: str, server_name: str, at: datetime) -> None:
-        body = {"servers": {server_name: {"last_activity": at.isoformat()}}}
-        async with self._client.post(f"users/{quote(login, safe='')}/activity", json=body) as answer:
-            answer.raise_for_status()
+async def note_activity(hub: aiohttp.ClientSession, login: str, server_name: str, at: datetime) -> None:
+    body = {"servers": {server_name: {"last_activity": at.isoformat()}}}
+    async with hub.post(f"users/{quote(login, safe='')}/activity", json=body) as answer:
+        answer.raise_for_status()

@@ -34,7 +34,7 @@ from ..errors import HutchError
 from ..facility import Facility
 from ..records import find_person, find_place
 from . import ledger, relay_of, support, tickets
-from .hub_client import HubClient, Where
+from .hub_client import Where, note_activity, where
 from .relay import SUBPROTOCOL, Connection, Refusal
 from .room import SUPPORT_VERBS, Request, Room
 
@@ -77,7 +77,9 @@ class Desktop:
 
 
 class Relay:
-    def __init__(self, facility: Facility, number: int, hub: HubClient, agents: AgentClient, *, prefix: str, origin: str) -> None:
+    def __init__(
+        self, facility: Facility, number: int, hub: aiohttp.ClientSession, agents: AgentClient, *, prefix: str, origin: str
+    ) -> None:
         """origin: of the portal's pages; empty: the host that the relay itself is asked for."""
         self.facility, self.number, self.hub, self.agents = facility, number, hub, agents
         self.prefix, self.origin = prefix, origin
@@ -227,7 +229,7 @@ class Relay:
 
     async def _note(self, desktop: Desktop, at: datetime) -> None:
         try:
-            await self.hub.note_activity(desktop.owner_login, desktop.server_name, at)
+            await note_activity(self.hub, desktop.owner_login, desktop.server_name, at)
         except (aiohttp.ClientError, TimeoutError) as error:
             log.warning("the hub was not told of work at a desktop", owner=desktop.owner_login, error=str(error))
 
@@ -235,11 +237,11 @@ class Relay:
 
     async def open(self, desktop: Desktop, guest: Guest, protocol_factory: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
         """Raises NotRunning or AgentError. After a failure it is asked again where the agent is."""
-        where = desktop.where = desktop.where or await self.hub.where(desktop.owner_login, desktop.server_name)
+        agent = desktop.where = desktop.where or await where(self.hub, desktop.owner_login, desktop.server_name)
         try:
             return await self.agents.open_desktop(
-                where.address,
-                where.fingerprint,
+                agent.address,
+                agent.fingerprint,
                 protocol_factory,
                 user=guest.person.login,
                 control=Right.KEYBOARD in guest.right,
