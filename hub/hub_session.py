@@ -14,5 +14,6 @@ def hub_session(timeout_seconds: float) -> aiohttp.ClientSession:
     base = os.environ["JUPYTERHUB_API_URL"].rstrip("/") + "/"
     # under internal_ssl, JupyterHub gives its services certificates
     tls = make_ssl_context(*(os.environ.get(f"JUPYTERHUB_SSL_{name}", "") for name in ("KEYFILE", "CERTFILE", "CLIENT_CA")))
-    timeout, connector = aiohttp.ClientTimeout(total=timeout_seconds), aiohttp.TCPConnector(ssl=tls or True)
+    # no limit: who watches a launch holds a connection for as long
+    timeout, connector = aiohttp.ClientTimeout(total=timeout_seconds), aiohttp.TCPConnector(ssl=tls or True, limit=0)
     return aiohttp.ClientSession(base, headers=headers, timeout=timeout, connector=connector)

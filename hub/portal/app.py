@@ -14,7 +14,6 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
-from jupyterhub.utils import make_ssl_context
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
@@ -64,9 +63,7 @@ def hub_address() -> str:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    auth = app.state.identity.auth
-    ssl = make_ssl_context(auth.keyfile, auth.certfile, cafile=auth.client_ca) if auth.certfile else True
-    app.state.hub = HubApi(auth.api_url, public_host=_origin(hub_address()), ssl=ssl)
+    app.state.hub = HubApi(public_host=_origin(hub_address()))
     yield
     await app.state.hub.close()
 

@@ -51,7 +51,6 @@ LAYOUTS = (
     Layout("ch", "Swiss (German)", "§'^ü¨öä$qz1-", "de-CH"),
     Layout("ch(fr)", "Swiss (French)", "§'^è¨éà$qz1-", "fr-CH it-CH"),
 )
-CODES = frozenset(layout.code for layout in LAYOUTS)
 
 
 @routes.get("/instances/{instance_id}/desktop")

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import aiohttp
 
 from ..errors import HutchError
+from ..hub_session import hub_session
 
 ANSWER_SECONDS = 15
 # the hub sends a keep-alive line every 8 s
@@ -47,10 +48,9 @@ class Server:
 class HubApi:
     """JupyterHub as one user may use it. Make it inside a running event loop, and close it."""
 
-    def __init__(self, api_url: str, public_host: str = "", ssl: Any = True) -> None:
-        self._api_url = api_url.rstrip("/")
+    def __init__(self, public_host: str) -> None:
         self._public_host = public_host
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ssl, limit=0))
+        self._session = hub_session(ANSWER_SECONDS)
 
     async def close(self) -> None:
         await self._session.close()
@@ -58,7 +58,7 @@ class HubApi:
     async def servers(self, login: str, token: str) -> dict[str, Server]:
         """The user's servers that run, start or stop; one that is not among them does none of these."""
         try:
-            model = await self._call("GET", f"/users/{_quoted(login)}", token)
+            model = await self._call("GET", f"users/{_quoted(login)}", token)
         except HubRefusal as refusal:
             # users may always see themselves, so it is the token that the hub no longer takes
             raise SignInNeeded from refusal
@@ -93,11 +93,11 @@ class HubApi:
 
     async def leave(self, login: str, token: str, owner: str, name: str) -> None:
         """Gives back what was shared with oneself."""
-        await self._end("DELETE", f"/users/{_quoted(login)}/shared/{_quoted(owner)}/{_quoted(name)}", token)
+        await self._end("DELETE", f"users/{_quoted(login)}/shared/{_quoted(owner)}/{_quoted(name)}", token)
 
     async def shared_with(self, login: str, token: str) -> dict[tuple[str, str], Server]:
         """Others' servers that somebody may open, by owner and name."""
-        model = await self._call("GET", f"/users/{_quoted(login)}/shared", token)
+        model = await self._call("GET", f"users/{_quoted(login)}/shared", token)
         servers = [one["server"] for one in model["items"]]
         return {(one["user"]["name"], one["name"]): self._server(one) for one in servers}
 
@@ -105,9 +105,8 @@ class HubApi:
         """The events of a launch from its beginning, until it has ended; none when nothing is starting."""
         timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS)
         try:
-            async with self._session.get(
-                f"{self._api_url}{_server_path(login, name)}/progress", headers=_headers(token), timeout=timeout
-            ) as answer:
+            path = f"{_server_path(login, name)}/progress"
+            async with self._session.get(path, headers=_headers(token), timeout=timeout) as answer:
                 if answer.status >= 400:
                     return
                 async for line in answer.content:
@@ -126,13 +125,7 @@ class HubApi:
 
     async def _call(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> Any:
         try:
-            async with self._session.request(
-                method,
-                f"{self._api_url}{path}",
-                headers=_headers(token),
-                json=body,
-                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
-            ) as answer:
+            async with self._session.request(method, path, headers=_headers(token), json=body) as answer:
                 text = await answer.text()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise HubUnreachable(f"The hub did not answer to {method} {path}: {error}") from error
@@ -159,11 +152,11 @@ def _quoted(name: str) -> str:
 
 
 def _server_path(login: str, name: str) -> str:
-    return f"/users/{_quoted(login)}/servers/{_quoted(name)}"
+    return f"users/{_quoted(login)}/servers/{_quoted(name)}"
 
 
 def _shares_path(login: str, name: str) -> str:
-    return f"/shares/{_quoted(login)}/{_quoted(name)}"
+    return f"shares/{_quoted(login)}/{_quoted(name)}"
 
 
 def _message(text: str, status: int) -> str:
