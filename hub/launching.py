@@ -21,7 +21,7 @@ from sqlalchemy import bindparam, update
 from sqlalchemy.orm import Session
 from traitlets import default
 
-from spawner.cloud import Trouble
+from spawner.cloud import CloudError, Trouble
 from spawner.launch import LaunchError, LaunchLog, Stage
 from spawner.openstack import OpenStackSpawner
 
@@ -438,7 +438,11 @@ class Launching(Spawner):
 
     async def _was_rebooted(self) -> bool:
         """Its notebook is gone, the server is not. When JupyterHub has let go of it, the steward has it launched again."""
-        gone = self.fingerprint != "" and await self.around.agents.lacks_notebook(self.address, self.fingerprint, self.port)
+        try:
+            agents = self.around.agents
+        except CloudError:  # in a place that the site no longer has
+            return False
+        gone = self.fingerprint != "" and await agents.lacks_notebook(self.address, self.fingerprint, self.port)
         if gone:
             self.log.warning("%s: server %s was booted anew and has no notebook", self._log_name, self.server_id)
         return gone

@@ -74,3 +74,23 @@ def test_a_plan_for_a_place_that_the_site_does_not_have_is_refused(hub):
     answer = hub.launch(visitor, display_name="films", user_options={"plan": "nowhere", "experiments": [visitor.experiment]})
     assert "nowhere is for a place that this site does not have (east)." in answer.text
     assert hub.instances(visitor) == [] and hub.servers(visitor) == []
+
+
+def test_what_runs_in_a_place_that_the_site_no_longer_has_goes_on_and_its_stop_is_remembered(hub, north):
+    visitor, config = hub.visitor(), hub.config_file.read_text()
+    hub.devcloud.next_boot(error="No valid host was found. ")
+    instance = hub.launched(visitor, display_name="films", user_options={"plan": "both", "experiments": [visitor.experiment]})
+    before = len(hub.log())
+    try:
+        hub.kill()
+        hub.config_file.write_text(config.replace('"north": {', '"elsewhere": {'))
+        hub.start()
+        hub.until_ready(visitor.login, "films")
+        hub.end(visitor)
+        assert (hub.intent(visitor).kind, hub.intent(visitor).outcome) == ("stop", None)
+        assert "Exception in callback" not in hub.log()[before:]
+    finally:
+        hub.kill()
+        hub.config_file.write_text(config)
+        hub.start()
+    assert [server["status"] for server in server_in(north, instance)] == ["ACTIVE"]
