@@ -23,7 +23,7 @@ from .. import firewall_hook, records
 from ..access import Terms
 from ..database.tables import Instance, now
 from ..facility import Facility
-from ..firewall import Firewall, Subject, spelled
+from ..firewall import BASE, Firewall, Subject, spelled
 
 log = structlog.get_logger()
 ASK_AGAIN_SECONDS = 300.0
@@ -55,22 +55,40 @@ class Keeping:
     async def _keep(self, cloud: Cloud) -> None:
         deployment_id, rules = self.facility.deployment_id, self.firewall.rules
         listed = (await cloud.groups("list the security groups"))["security_groups"]
-        ours = {name: group for group in listed if (name := marked(group["description"], deployment_id))}
-        for name in rules.keys() - ours.keys():
-            log.info("making a security group", group=name)
-            body = {"name": self.firewall.cloud_name(name, deployment_id), "description": mark(deployment_id, name)}
-            made = await cloud.groups("make a security group", "POST", "s", {"security_group": body})
-            ours[name] = made["security_group"]
+        ours: dict[str, dict[str, Any]] = {}
+        surplus = set()
+        for group in sorted(listed, key=lambda group: str(group["id"])):
+            if (name := marked(group["description"], deployment_id)) and (name not in rules or name in ours):
+                surplus.add(group["id"])
+            elif name:
+                ours[name] = group
         for name in rules:
-            await self._repair(cloud, ours[name], rules[name])
+            try:
+                await self._keep_group(cloud, name, ours)
+            except CloudError as error:
+                # neither the others nor who has which wait for it
+                words = {"error": str(error), "detail": error.detail}
+                log.warning("a security group is put off", group=name, cloud=cloud.label, **words)
+        if BASE not in ours:
+            return
         ids = {group["name"]: group["id"] for group in listed if group["name"] in self.firewall.ways.keys() - rules.keys()}
         # what Neutron gives a port that names none, and would let instances in to each other
         default = {group["id"] for group in listed if group["name"] == "default" and "default" not in self.fixed}
-        surplus = {group["id"] for name, group in ours.items() if name not in rules}
-        await self._guard(cloud, ids | {name: ours[name]["id"] for name in rules}, default | surplus)
+        await self._guard(cloud, ids | {name: group["id"] for name, group in ours.items()}, default | surplus)
         for group_id in surplus:
             with suppress(CloudError):  # one that something else uses stays
                 await cloud.groups("delete a security group", "DELETE", f"s/{group_id}")
+
+    async def _keep_group(self, cloud: Cloud, name: str, ours: dict[str, dict[str, Any]]) -> None:
+        deployment_id = self.facility.deployment_id
+        body = {"security_group": {"name": self.firewall.cloud_name(name, deployment_id), "description": mark(deployment_id, name)}}
+        if name not in ours:
+            log.info("making a security group", group=name)
+            ours[name] = (await cloud.groups("make a security group", "POST", "s", body))["security_group"]
+        elif ours[name]["name"] != body["security_group"]["name"]:
+            # launches look it up by its name
+            await cloud.groups("rename a security group", "PUT", f"s/{ours[name]['id']}", body)
+        await self._repair(cloud, ours[name], self.firewall.rules[name])
 
     async def _repair(self, cloud: Cloud, group: dict[str, Any], wanted: list[dict[str, Any]]) -> None:
         """What is missing comes first, so that nothing is cut off meanwhile."""
@@ -88,10 +106,12 @@ class Keeping:
         ports = [(instance_id, port) for port in listed if (instance_id := marked(port["description"], deployment_id))]
         terms, hook_fails = self.facility.hutch.terms(now()), False
         found = await self.facility.ask(partial(subjects, instance_ids={instance_id for instance_id, _ in ports}, terms=terms))
-        for instance_id, port in [one for one in ports if one[0] in found]:
+        # those first that the hook was not asked about for longest: one that it fails for starves nobody
+        asked_at = {instance_id: at for instance_id, (_, at, _) in self.told.items()}
+        for instance_id, port in sorted((one for one in ports if one[0] in found), key=lambda one: asked_at.get(one[0], 0.0)):
             subject = found[instance_id]
-            told = None if hook_fails else await self._ask_hook(instance_id, subject)
-            hook_fails = told is None
+            told = await self._ask_hook(instance_id, subject, again=not hook_fails)
+            hook_fails = hook_fails or told is None
             has = {*port["security_groups"]}
             names = self.firewall.guards(subject, terms, told, {name for name, group_id in ids.items() if group_id in has})
             groups = (has - {*ids.values()} - taken) | {ids[name] for name in names if name in ids}
@@ -103,11 +123,13 @@ class Keeping:
                     # the next one must not wait for it
                     log.warning("security groups put off", instance=instance_id, error=str(error))
 
-    async def _ask_hook(self, instance_id: str, subject: Subject) -> set[str] | None:
-        """What it said of the same facts a while ago still holds."""
+    async def _ask_hook(self, instance_id: str, subject: Subject, *, again: bool) -> set[str] | None:
+        """What it said of the same facts a while ago still holds. again: whether it may be asked."""
         clock, facts = asyncio.get_running_loop().time, subject.facts(instance_id)
         asked, at, told = self.told.get(instance_id, ({}, 0.0, None))
         if told is None or facts != asked or clock() > at + ASK_AGAIN_SECONDS:
+            if not again:
+                return None
             told = await firewall_hook.ask(self.firewall, facts)
             self.told[instance_id] = (facts, clock(), told)
         return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -211,7 +212,10 @@ spawner.cloud.CATALOGUE_SECONDS = 0
 c.Hutch.reconcile_interval_seconds = 3600
 c.Hutch.firewall = {DECLARED | {"groups": {name: group for name, group in DECLARED["groups"].items() if "rules" in group}}!r}
 c.Hutch.firewall["groups"]["cloud-owned"] = {{"for": [{{"roles": ["it-support"]}}]}}
-c.Hutch.firewall["hook"] = lambda facts: json.loads(Path(HOOK).read_text())
+def said(facts):
+    answer = json.loads(Path(HOOK).read_text())
+    return answer.get(facts["owner"], ["asked"]) if isinstance(answer, dict) else answer
+c.Hutch.firewall["hook"] = said
 c.Hutch.firewall["hook_seconds"] = 60
 """
 
@@ -321,6 +325,49 @@ def test_groups_are_repaired_and_those_of_others_are_left_alone(guarded):
     left = network.get(f"/security-groups/{other_id}").json()["security_group"]
     assert len(left["security_group_rules"]) == 3
     network.delete(f"/security-groups/{other_id}")
+
+
+def test_a_group_that_was_renamed_or_is_there_twice_is_the_one_that_launches_find(guarded):
+    network, (name, ours) = guarded.cloud.network, ("everyone", groups(guarded)["everyone"])
+    twin = {"name": ours["name"], "description": ours["description"]}
+    network.post("/security-groups", json={"security_group": twin})
+    network.put(f"/security-groups/{ours['id']}", json={"security_group": {"name": "my-own"}})
+
+    def named() -> list[str]:
+        listed = network.get("/security-groups").json()["security_groups"]
+        return [group["name"] for group in listed if group["description"] == ours["description"]]
+
+    until(lambda: named() == [twin["name"]], f"one group is {name}, under its name")
+    visitor = guarded.visitor()
+    guarded.launched(visitor)
+    assert name in guards(guarded, visitor)
+
+
+def test_a_group_that_cannot_be_kept_holds_up_nobodys_rights(guarded):
+    visitor = guarded.visitor("staff")
+    guarded.launched(visitor)
+    rules = len(groups(guarded)["base"]["security_group_rules"])
+    over = "Quota exceeded for resources: ['security_group_rule']."
+    guarded.devcloud.fault(method="POST", path="/security-group-rules", action="status", status=409, message=over, times=None)
+    try:
+        guarded.cloud.network.delete(f"/security-group-rules/{groups(guarded)['base']['security_group_rules'][0]['id']}")
+        guarded.change(lambda session: setattr(session.get_one(UserRole, (visitor.id, "staff")), "expires_at", now()))
+        until(lambda: guards(guarded, visitor) == {"base", "everyone", "nano", "asked"}, "the staff's group is gone")
+    finally:
+        guarded.devcloud.clear_faults()
+    until(lambda: len(groups(guarded)["base"]["security_group_rules"]) == rules, "the rule is back")
+
+
+def test_a_hook_that_fails_for_one_instance_is_asked_about_the_others(guarded):
+    first, second = guarded.visitor(), guarded.visitor()
+    guarded.launched(first)
+    guarded.launched(second)
+    guarded.hook.write_text(json.dumps({first.login: "rubbish", second.login: []}))
+    try:
+        until(lambda: guards(guarded, second) == {"base", "everyone", "nano"}, "the hook's word on the second is kept")
+        assert "asked" in guards(guarded, first)
+    finally:
+        guarded.hook.write_text('["asked"]')
 
 
 def test_a_group_that_is_no_longer_declared_goes_and_a_port_loses_it(guarded):
