@@ -44,7 +44,7 @@ class State(StrEnum):
     FAILED = "failed", Rule.REPORT, "The cloud reports an error with the server."
     RUNNING = "running-though-stopped", Rule.QUARANTINE, "The server runs, and the instance was stopped or deleted."
     NOT_SERVED = "not-served", Rule.ADOPT, "The server runs as it is meant to, and the hub does not serve it: it is asked to."
-    DISAGREES = "marks-disagree", Rule.REPORT, "The server's tag and metadata do not both say that it is of this deployment."
+    DISAGREES = "marks-disagree", Rule.REPORT, "The server's tag, metadata and port do not all say the same of whose it is."
     LOST = "lost", Rule.REPORT, "The cloud is certain that it no longer has the server of the instance."
     STRANGER = "not-on-record", Rule.REPORT, "JupyterHub serves it, and no instance on record has its owner and name."
     PORT_LEFT = "port-left", Rule.DELETE, "The network port is held by no server, and its instance is not on record or was purged."
@@ -160,12 +160,16 @@ def _undecided(view: View) -> Iterator[str]:
 
 def _servers(view: View) -> Iterator[Finding]:
     of_instance: dict[str | None, list[Server]] = {}
+    of_ports: dict[str, set[str]] = {}
+    for port in view.ports:
+        if instance := marked(port["description"], view.deployment_id):
+            of_ports.setdefault(port["device_id"], set()).add(instance)
     for server in view.servers:
         of_instance.setdefault(instance_of(server) if _is_ours(server, view) else None, []).append(server)
     for instance_id, servers in of_instance.items():
         used = foremost(servers)
         for server in servers:
-            if state := _state_of(server, view, server is used):
+            if state := _state_of(server, view, server is used, of_ports.get(server["id"], set())):
                 detail = f"{server.get('name', '')} {server['status']}"
                 yield Finding("server", server["id"], state, instance_id, detail, is_ended(server))
 
@@ -175,8 +179,8 @@ def _is_ours(server: Server, view: View) -> bool:
     return marks.get(DEPLOYMENT_KEY) == view.deployment_id and deployment_tag(view.deployment_id) in server.get("tags", ())
 
 
-def _state_of(server: Server, view: View, is_used: bool) -> State | None:
-    if not _is_ours(server, view) or not instance_of(server):
+def _state_of(server: Server, view: View, is_used: bool, of_ports: set[str]) -> State | None:
+    if not _is_ours(server, view) or not instance_of(server) or of_ports - {instance_of(server)}:
         return State.DISAGREES
     recorded = view.records.get(instance_of(server) or "")
     if _is_nobodys(instance_of(server), view):
@@ -202,6 +206,9 @@ def _is_settled(recorded: Recorded, view: View) -> bool:
 def _instances(view: View) -> Iterator[Finding]:
     """Those that came up once, and whose server is to be there still, running or not."""
     there = {instance_of(server) for server in view.servers}
+    # whoever changed the marks of its server, its port tells of it
+    held = [port for port in view.ports if port["device_id"] and port["device_id"] not in view.gone]
+    there |= {marked(port["description"], view.deployment_id) for port in held}
     for one in view.records.values():
         expected = one.came_up and not (one.is_deleted or one.is_purged)
         if expected and one.place in view.places and one.instance_id not in there and _is_settled(one, view):

@@ -62,6 +62,8 @@ TABLE = [
     ("tagged as ours, and another's", view(server(metadata=FOREIGN)), State.DISAGREES),
     ("tagged as ours, and nobody's", view(server(metadata={})), State.DISAGREES),
     ("of us, and of no instance", view(server(metadata={"hutch-deployment": US})), State.DISAGREES),
+    ("changed by hand to be nobody's", view(server("nobody", id="x"), port(device="x"), recorded()), State.DISAGREES),
+    ("changed by hand to be another's", view(server("two", id="x"), port(device="x"), recorded()), State.DISAGREES),
     ("ours, and not tagged", view(server(tags=[]), recorded()), State.DISAGREES),
     ("a bare description, as its cell is down", view({"id": "x", "status": "UNKNOWN"}, recorded(came_up=False)), None),
     # states
@@ -90,6 +92,7 @@ TABLE = [
     ("deleted, nothing there", view(recorded(**DELETED)), None),
     ("launched while the cloud was read", view(recorded(**JUST)), None),
     ("elsewhere", view(recorded(place="east")), None),
+    ("a bare description of what came up", view({"id": "x", "status": "UNKNOWN"}, port(device="x"), recorded()), None),
     ("left out of the listing", view(recorded(), port(device="hidden")), None),
     ("left out, and certainly gone", view(recorded(), port(device="hidden"), gone=frozenset({"hidden"})), State.LOST),
     # ports
@@ -251,6 +254,10 @@ def test_only_what_is_ours_and_certain_is_ever_acted_upon(read, quarantined):
         assert seen["metadata"]["hutch-deployment"] == US and seen["tags"] == [f"hutch-{US}"]
         meant_off = record and record.meant is Meant.OFF and record.since < AT and seen["OS-EXT-STS:task_state"] is None
         assert unused or (meant_off and due is Rule.QUARANTINE)
+        assert {p["description"] for p in ports.values() if p["device_id"] == seen["id"]} <= {
+            f"hutch-{US} {one.instance_id}",
+            *(p["description"] for p in ports.values() if THEM in p["description"]),
+        }
         if due is Rule.DELETE:
             assert quarantined and unused and seen["status"] in ("SHUTOFF", "ERROR") and seen["OS-EXT-STS:task_state"] is None
 
@@ -260,4 +267,4 @@ def test_an_absence_is_told_only_where_nothing_was_left_out(read):
     for one in compare(read)[0]:
         if one.state is State.LOST:
             holders = {p["device_id"] for p in read.ports if p["description"] == f"hutch-{US} {one.instance_id}"} - {""}
-            assert holders <= read.gone | {each["id"] for each in read.servers}
+            assert holders <= read.gone
