@@ -22,7 +22,7 @@ from spawner.cloud import Cloud, CloudError
 from spawner.places import cloud_in
 from spawner.servers import Server, instance_of, is_ended, task_of
 
-from .. import instances, queue
+from .. import instances, notices, queue
 from ..database.tables import Instance, Intent, IntentKind, Outcome, User, now
 from ..facility import Facility
 from ..group_sync import runs_done
@@ -70,6 +70,8 @@ def expire(session: Session, grace: timedelta) -> list[Launched]:
     expired = []
     for instance in session.scalars(query):
         instances.mark_deleted(session, instance, STEWARD, "its lifetime is over", grace)
+        left = f"You can restore it, from “My instances”, until {instance.purge_at:%-d %B %Y}." if grace else "It is deleted."
+        notices.tell(session, instance.owner_id, f"{instance.display_name} was switched off", f"Its lifetime is over. {left}")
         expired.append(Launched(instance.id, instance.owner.login, instance.server_name))
     return expired
 

@@ -9,7 +9,7 @@ from databases import ON_POSTGRESQL, database_url, upgrade
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from hub import instances
+from hub import instances, notices
 from hub.configuration import Hutch
 from hub.database.engine import open_database, sessions
 from hub.database.tables import Instance, Intent, IntentKind, Outcome, Plan, User, now
@@ -176,6 +176,16 @@ def test_a_restored_instance_has_a_lifetime_before_it(session, instance, lifetim
         assert began + ends <= instance.ends_at <= now() + ends
     else:
         assert instance.ends_at is None
+
+
+@pytest.mark.parametrize(("days", "left"), [(7, "You can restore it"), (0, "It is deleted.")])
+def test_the_owner_is_told_that_a_lifetime_is_over(session, instance, days, left):
+    instance.ends_at = now()
+    session.flush()
+    tasks.expire(session, timedelta(days=days))
+    session.flush()
+    (notice,) = notices.unseen(session, "1")
+    assert left in notice.text
 
 
 @pytest.mark.parametrize("purged", [True, False], ids=["gone", "about-to-go"])
