@@ -22,11 +22,12 @@ from starlette.types import ASGIApp
 from ..configuration import Hutch
 from ..database.engine import open_database, sessions
 from ..desktop.support import SupportError
+from ..hub_session import hub_session
 from ..sharing import SharingRefused
 from . import desktop, launches, pages, rooms, sharing, staff, why
 from .desk import UnknownPerson
 from .guard import Guard
-from .hub_api import HubApi, HubRefusal, HubUnreachable, SignInNeeded
+from .hub_api import ANSWER_SECONDS, HubRefusal, HubUnreachable, SignInNeeded
 from .identity import AccessRefused, Identity
 from .rendering import STATIC, Pages
 
@@ -41,6 +42,7 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.state.sessions = sessions(open_database(hutch.database_url))
     app.state.identity = Identity(Path(hutch.state_dir) / "portal.key")
     app.state.pages = Pages(hutch, base)
+    app.state.public_host = _origin(hub_address())
     for module in (pages, launches, why, staff, desktop, rooms, sharing):
         app.include_router(module.routes, prefix=base.rstrip("/"))
     app.add_api_route(f"{base}oauth_callback", app.state.identity.come_back, response_model=None)
@@ -63,9 +65,8 @@ def hub_address() -> str:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.hub = HubApi(public_host=_origin(hub_address()))
-    yield
-    await app.state.hub.close()
+    async with hub_session(ANSWER_SECONDS) as app.state.hub:
+        yield
 
 
 def _origin(url: str) -> str:

@@ -20,7 +20,7 @@ from ..database.tables import Instance, Notice
 from ..errors import HutchError
 from ..notices import unseen
 from ..records import find_person, find_place
-from .hub_api import HubApi, Server
+from .hub_api import HubApi
 from .identity import SignedIn, Visitor
 from .rendering import Pages
 
@@ -53,7 +53,8 @@ class Desk:
 
     @property
     def hub(self) -> HubApi:
-        return self.request.app.state.hub
+        state = self.request.app.state
+        return HubApi(state.hub, state.public_host, self.visitor.login, self.visitor.token)
 
     @property
     def pages(self) -> Pages:
@@ -64,9 +65,6 @@ class Desk:
     ) -> Result:
         """Do work in one transaction of the database, in a thread."""
         return await _in_session(self.request, work, *args, **kwargs)
-
-    async def servers(self) -> dict[str, Server]:
-        return await self.hub.servers(self.visitor.login, self.visitor.token)
 
     def page(self, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         staff = bool(may_run(self.person, Task.FACILITY_DATA))

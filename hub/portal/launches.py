@@ -48,7 +48,7 @@ async def progress(desk: AtDesk, name: str) -> Response:
 
 async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> dict:
     """What the page shows. A launch that the hub has only just accepted may have no row yet."""
-    servers = await desk.servers()
+    servers = await desk.hub.servers()
     server = servers.get(name)
     at = now()  # a stream of events goes on long after its request began
 
@@ -77,7 +77,7 @@ async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> d
 async def _told(desk: Desk, name: str, launch: views.Launch) -> AsyncIterator[str]:
     began = monotonic() - launch.elapsed_seconds
     heard = slow = False
-    async for event in _with_ticks(desk.hub.progress(desk.visitor.login, desk.visitor.token, name)):
+    async for event in _with_ticks(desk.hub.progress(name)):
         if event is not None:
             heard = True
             launch.take(event)

@@ -49,7 +49,7 @@ def instance_path(name: str) -> str:
 
 @routes.get("/")
 async def my_instances(desk: AtDesk) -> HTMLResponse:
-    servers = await desk.servers()
+    servers = await desk.hub.servers()
 
     others = await shared_cards(desk)
 
@@ -83,13 +83,13 @@ async def new(desk: AtDesk) -> HTMLResponse:
 @routes.post("/new")
 async def launch(desk: AtDesk) -> Response:
     wish = new_instance.read(await desk.request.form())
-    servers = await desk.servers()
+    servers = await desk.hub.servers()
     plan, refusal, name = await desk.run(_check, desk, wish, servers)
     if refusal or plan is None:
         return await _form(desk, wish, refusal)
     options = {"plan": plan.id, "experiments": list(wish.experiments)}
     try:
-        await desk.hub.start(desk.visitor.login, desk.visitor.token, name, wish.name, options)
+        await desk.hub.start(name, wish.name, options)
     except HubRefusal as error:
         # a launch that began and failed at once has a page, which says more
         if error.status < 500 or not await desk.run(find_instance, desk.visitor.login, name):
@@ -152,7 +152,7 @@ async def dismiss(desk: AtDesk, notice_id: int) -> RedirectResponse:
 async def start(desk: AtDesk, name: str) -> RedirectResponse:
     instance = await desk.run(own_instance, desk, name, Action.START)
     try:
-        await desk.hub.start(desk.visitor.login, desk.visitor.token, name, instance.display_name)
+        await desk.hub.start(name, instance.display_name)
     except HubRefusal as error:
         if error.status < 500:
             raise
@@ -169,7 +169,7 @@ async def stop(desk: AtDesk, name: str) -> RedirectResponse:
 
     instance_id = await desk.run(wanted)
     try:
-        await desk.hub.stop(desk.visitor.login, desk.visitor.token, name)
+        await desk.hub.stop(name)
     except HutchError as error:
         # nothing came of it, so nobody may act on it later
         await desk.run(conclude_open, instance_id, IntentKind.STOP, Outcome.FAILED, str(error))
@@ -180,7 +180,7 @@ async def stop(desk: AtDesk, name: str) -> RedirectResponse:
 
 @routes.get("/instances/{name}/delete")
 async def ask_delete(desk: AtDesk, name: str) -> HTMLResponse:
-    servers = await desk.servers()
+    servers = await desk.hub.servers()
 
     def shown(session: Session) -> views.Card:
         return views.card(own_instance(session, desk, name, Action.DELETE), servers.get(name), desk.person, desk.at)
@@ -197,7 +197,7 @@ async def delete(desk: AtDesk, name: str) -> RedirectResponse:
 
     instance = await desk.run(marked)
     try:
-        await desk.hub.stop(desk.visitor.login, desk.visitor.token, name, remove=True)
+        await desk.hub.stop(name, remove=True)
     except HutchError as error:
         await desk.run(_take_back, instance.id, str(error))
         raise

@@ -73,7 +73,7 @@ async def _page(desk: Desk, instance_id: str, who: str = "", *, status: int = 20
         }
 
     context = await _shared(desk, instance_id, shown, writes=False)
-    notebooks = await desk.hub.shares(desk.visitor.login, desk.visitor.token, context["row"].server_name)
+    notebooks = await desk.hub.shares(context["row"].server_name)
     context |= {"notebooks": notebooks, "no_notebooks": "" if has_own_domains() else NO_DOMAINS, "hours": HOURS, "who": who}
     return desk.page("sharing.html", status=status, **context | {"refusal": "", "team": None, "link": ""} | said)
 
@@ -121,7 +121,7 @@ async def _done(desk: Desk, instance_id: str, form: Form) -> dict[str, Any]:
         case "share-notebook" if not has_own_domains():
             raise SharingRefused(NO_DOMAINS)
         case "share-notebook":
-            await desk.hub.share(desk.visitor.login, desk.visitor.token, await _server(desk, instance_id, login), login)
+            await desk.hub.share(await _server(desk, instance_id, login), login)
             await _shared(desk, instance_id, lambda one: one.note_notebook(login, True))
         case "end-notebook":
             await _end_notebook(desk, instance_id, login)
@@ -147,8 +147,8 @@ async def _server(desk: Desk, instance_id: str, login: str) -> str:
 async def _end_notebook(desk: Desk, instance_id: str, login: str) -> None:
     """Before it is written down: should the hub not answer, they are still shown as let in, and it can be asked for again."""
     name = await _server(desk, instance_id, login)
-    if login in await desk.hub.shares(desk.visitor.login, desk.visitor.token, name):
-        await desk.hub.unshare(desk.visitor.login, desk.visitor.token, name, login)
+    if login in await desk.hub.shares(name):
+        await desk.hub.unshare(name, login)
         await _shared(desk, instance_id, lambda one: one.note_notebook(login, False))
 
 
@@ -204,7 +204,7 @@ async def shared_cards(desk: Desk) -> list[SharedCard]:
     if not await desk.run(shared_with, desk.person.id):
         return []
     try:
-        servers = await desk.hub.shared_with(desk.visitor.login, desk.visitor.token)
+        servers = await desk.hub.shared_with()
     except HubRefusal:
         servers = {}  # signed in before this was asked for
 
@@ -234,7 +234,7 @@ async def leave(desk: AtDesk, instance_id: str) -> RedirectResponse:
             end_part(session, row, mine, desk.person)
         return row.owner.login, row.server_name
 
-    await desk.hub.leave(desk.visitor.login, desk.visitor.token, *await desk.run(ended, really=False))
+    await desk.hub.leave(*await desk.run(ended, really=False))
     await desk.run(ended, really=True)
     desk.log("left", instance=instance_id)
     return desk.go()
