@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .cloud import Cloud
+from .cloud import Cloud, CloudError, Trouble
 from .servers import Server, belongs_to
 
 GONE_WITHIN_SECONDS = 120
@@ -27,6 +27,9 @@ async def find(
     ports = await cloud.ports(instance_id, deployment_id)
     known = {server["id"] for server in listed}
     held = [await cloud.server(port["device_id"]) for port in ports if port["device_id"] and port["device_id"] not in known]
+    if bare := [server["id"] for server in held if server and "metadata" not in server]:
+        # ref: https://docs.openstack.org/api-guide/compute/down_cells.html
+        raise CloudError(Trouble.UNANSWERED, "A part of the cloud does not answer. Nothing was changed.", f"no details of {bare}")
     return [*listed, *(server for server in held if server and belongs_to(server, deployment_id, instance_id))], ports
 
 

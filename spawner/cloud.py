@@ -285,7 +285,7 @@ class Cloud:
     async def servers(self, deployment_id: str) -> list[dict[str, Any]]:
         """Every server of this deployment, as Nova describes them in detail; one call per thousand."""
         tagged = await self.tagged_servers(deployment_id)
-        return [server for server in tagged if server["metadata"].get(builders.DEPLOYMENT_KEY) == deployment_id]
+        return [server for server in tagged if server.get("metadata", {}).get(builders.DEPLOYMENT_KEY) == deployment_id]
 
     async def tagged_servers(self, deployment_id: str) -> list[dict[str, Any]]:
         """The same with those that only the tag calls ours."""

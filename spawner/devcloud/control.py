@@ -19,6 +19,7 @@ POST   /devcloud/servers/<id>/power-off          the guest switches itself off: 
                              /mute               the agent answers no more (stub: port closed; agent: frozen, the port stays open)
                              /wrong-certificate  somebody else answers at the agent's port
                              /error              {"message": "..."}: state ERROR with that fault; what runs goes on running
+                             /cell-down          {"down": true}: its cell does not answer: it is in no listing, and told of barely
                              /forget             the server vanishes, its ports stay
                              /console            {"text": "..."}: what the serial console shows
 """
@@ -190,6 +191,7 @@ class Control:
             "wrong-certificate": self._wrong_certificate,
             "error": self._error,
             "forget": self._forget,
+            "cell-down": self._cell_down,
             "console": self._console,
         }
         verb = verbs.get(request.match_info["verb"])
@@ -223,6 +225,10 @@ class Control:
         message = str(wanted.get("message", "Unexpected error (a test asked devcloud for it)"))
         server.fault = {"code": 500, "created": now(), "message": message, "details": message}
         server.vm_state, server.task_state = "error", None
+        self._state.save(server)
+
+    async def _cell_down(self, server: Server, wanted: dict[str, Any]) -> None:
+        server.cell_is_down = bool(wanted["down"])
         self._state.save(server)
 
     async def _forget(self, server: Server, wanted: dict[str, Any]) -> None:

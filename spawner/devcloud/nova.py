@@ -73,6 +73,9 @@ class Nova:
 
     def _shown(self, request: web.Request, server: Server) -> dict[str, Any]:
         seen = self.views.detail(self.base_url(), server, request["microversion"], request["identity"].is_admin)
+        if server.cell_is_down and request["microversion"] >= (2, 69):
+            known = ("id", "tenant_id", "user_id", "created", "image", "flavor", "links", "OS-EXT-AZ:availability_zone")
+            return {"server": {key: seen[key] for key in known} | {"status": "UNKNOWN", "OS-EXT-STS:power_state": 0}}
         if request["microversion"] >= (2, 71):
             seen["server_groups"] = []
         return {"server": seen}

@@ -177,7 +177,9 @@ class Views:
         changes_since = query.get("changes-since")
         deleted = identity.is_admin and query.get("deleted", "").lower() in ("1", "true", "yes", "on")
         # Newest first, which is the order in which they were not added.
-        servers = [] if deleted else [one for one in reversed(self._state.servers.values()) if one.vm_state != "soft-delete"]
+        # those of a cell that is down are left out where a filter is asked for, which is always so here
+        listed = (one for one in reversed(self._state.servers.values()) if not (one.vm_state == "soft-delete" or one.cell_is_down))
+        servers = [] if deleted else list(listed)
         if deleted or changes_since:
             servers += reversed(self._state.tombstones.values())
         everybody = query.get("all_tenants", "false").lower() in ("", "1", "true", "yes", "on")

@@ -96,6 +96,7 @@ class Server:
     launched_at: str | None = None
     terminated_at: str | None = None
     deleted: bool = False
+    cell_is_down: bool = False
     actions: list[dict[str, Any]] = field(default_factory=list)
     next_boot: dict[str, Any] = field(default_factory=dict)
 

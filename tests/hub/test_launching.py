@@ -263,6 +263,18 @@ def test_an_instance_whose_server_is_gone_is_not_replaced_by_an_empty_one(hub, s
     assert hub.servers(stopped) == []
 
 
+def test_an_instance_whose_cell_is_down_is_not_taken_for_gone_nor_made_twice(hub, stopped):
+    (server,) = hub.servers(stopped)
+    hub.devcloud.trouble(server["id"], "cell-down", down=True)
+    hub.start_again(stopped)
+    failed = hub.until_intent(stopped, kind="launch", outcome="failed")
+    assert failed.message == "A part of the cloud does not answer. Nothing was changed."
+    hub.devcloud.trouble(server["id"], "cell-down", down=False)
+    hub.start_again(stopped)
+    hub.until_ready(stopped.login, "films")
+    assert [one["id"] for one in hub.servers(stopped)] == [server["id"]] and len(hub.ports(stopped)) == 1
+
+
 def test_launches_at_once_never_exceed_the_quota(hub):
     visitor = hub.visitor(quota=2)
     with ThreadPoolExecutor() as pool:

@@ -11,7 +11,7 @@ from running_hub import PATIENCE_SECONDS
 from spawner_alone import spawner_alone
 
 from spawner import belongings
-from spawner.cloud import Cloud
+from spawner.cloud import Cloud, CloudError
 from spawner.devcloud.process import DevcloudProcess
 from spawner.launch import LaunchError
 
@@ -75,3 +75,14 @@ async def test_an_instance_whose_server_somebody_deleted_in_such_a_cloud_is_told
     with pytest.raises(LaunchError, match=r"was deleted in the cloud, where it can still be restored\. Its disk is kept"):
         await spawner.start()
     assert (await ours.server(server))["status"] == "SOFT_DELETED"
+
+
+async def test_of_a_server_whose_cell_is_down_nothing_is_known_and_nothing_is_deleted(ours, devcloud):
+    instance = str(uuid4())
+    server = await launched(ours, instance)
+    devcloud.trouble(server, "cell-down", down=True)
+    assert await ours.servers(OURS) == [] and (await ours.server(server))["status"] == "UNKNOWN"
+    with pytest.raises(CloudError, match="A part of the cloud does not answer"):
+        await belongings.remove(ours, OURS, instance)
+    devcloud.trouble(server, "cell-down", down=False)
+    assert await belongings.remove(ours, OURS, instance) == 2
