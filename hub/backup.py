@@ -10,6 +10,8 @@ import os
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -33,6 +35,14 @@ class BackupError(HutchError):
     """Nothing was kept, or nothing restored."""
 
 
+@contextmanager
+def _in_a_sentence(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise BackupError(f"{what}: {error}") from error
+
+
 def databases(config: Config, hutch: Hutch) -> dict[str, URL]:
     return {"jupyterhub": make_url(config.JupyterHub.db_url), "hutch": make_url(hutch.database_url)}
 
@@ -42,12 +52,15 @@ def backup(config: Config, hutch: Hutch, folder: Path, keep: int) -> Path:
     os.umask(0o077)
     made = folder / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}"
     partial = made.with_suffix(".partial")
-    partial.mkdir(parents=True)
+    if made.resolve().is_relative_to(Path(hutch.state_dir).resolve()):
+        raise BackupError(f"{folder} is in the state_dir, of which backups are made: name another folder")
     try:
-        for name, url in databases(config, hutch).items():
-            _dump(url, partial / name)
-        shutil.copytree(hutch.state_dir, partial / "state", ignore=NOT_KEPT)
-        partial.rename(made)
+        with _in_a_sentence("nothing was kept"):
+            partial.mkdir(parents=True)
+            for name, url in databases(config, hutch).items():
+                _dump(url, partial / name)
+            shutil.copytree(hutch.state_dir, partial / "state", ignore=NOT_KEPT)
+            partial.rename(made)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for old in sorted(folder.glob("????-??-??T*Z"))[:-keep]:
@@ -61,17 +74,29 @@ def restore(config: Config, hutch: Hutch, made: Path) -> None:
     urls = databases(config, hutch)
     if missing := [name for name in (*urls, "state") if not (made / name).exists()]:
         raise BackupError(f"{made} is not a whole backup: it has no {' and no '.join(missing)}")
-    for url in urls.values():
-        if url.get_backend_name() != "sqlite":
-            _postgresql("psql", url, "--no-psqlrc", f"--command={NOBODY_ELSE}")
+    with _in_a_sentence(f"{made} cannot be restored, and nothing was changed"):
+        for name, url in urls.items():
+            _check(url, made / name)
     state = Path(hutch.state_dir)
-    state.mkdir(parents=True, exist_ok=True)
-    # first of all, and no seal that any database has: the steward acts on nothing until an operator has said how it goes on
-    (state / seal.FILE).write_text(f"restored from {made.name}\n")
-    for name, url in urls.items():
-        _load(url, made / name)
-    shutil.copytree(made / "state", state, dirs_exist_ok=True)
+    with _in_a_sentence("not all was restored; the steward acts on nothing. Mend this, and restore again"):
+        state.mkdir(parents=True, exist_ok=True)
+        # first of all, and no seal that any database has: the steward acts on nothing until an operator has said how it goes on
+        (state / seal.FILE).write_text(f"restored from {made.name}\n")
+        for name, url in urls.items():
+            _load(url, made / name)
+        shutil.copytree(made / "state", state, dirs_exist_ok=True)
     _forget_servers(urls["jupyterhub"])
+
+
+def _check(url: URL, file: Path) -> None:
+    """That the file is of this kind of database, and that nobody uses the one that it is to replace."""
+    if url.get_backend_name() == "sqlite":
+        with sqlite3.connect(f"file:{file}?immutable=1", uri=True) as kept:
+            if kept.execute("PRAGMA quick_check").fetchone() != ("ok",):
+                raise BackupError(f"{file} is damaged: restore another backup; nothing was changed")
+    else:
+        _postgresql("pg_restore", None, "--file=/dev/null", str(file))
+        _postgresql("psql", url, "--no-psqlrc", f"--command={NOBODY_ELSE}")
 
 
 def _forget_servers(url: URL) -> None:

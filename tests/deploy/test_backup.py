@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import psycopg
 import pytest
 from facility_hub import FacilityHub, Visitor, facility
 from running_hub import until
-from sqlalchemy import select
+from sqlalchemy import make_url, select
+from traitlets.config import Config
 
+from hub.backup import BackupError, backup, restore
+from hub.configuration import Hutch
 from hub.database.seal import ADVICE
 from hub.database.tables import Outcome, User
 
@@ -59,6 +63,39 @@ def hub(site, tmp_path_factory) -> Iterator[FacilityHub]:
         patch.setattr("facility_hub.database_url", site.url)
         with facility(tmp_path_factory.mktemp("backup")) as hub:
             yield hub
+
+
+@pytest.fixture
+def small(tmp_path) -> tuple[Config, Hutch]:
+    """A deployment on SQLite."""
+    (tmp_path / ".hutch").mkdir()
+    urls = {name: f"sqlite:///{tmp_path / name}.sqlite" for name in ("hutch", "jupyterhub")}
+    for url in urls.values():
+        with sqlite3.connect(make_url(url).database or "") as made:
+            made.execute("CREATE TABLE spawners (server_id INT)")
+    settings = {"state_dir": str(tmp_path / ".hutch"), "database_url": urls["hutch"]}
+    return Config(JupyterHub={"db_url": urls["jupyterhub"]}), Hutch(config=Config(Hutch=settings))
+
+
+def test_what_keeps_a_backup_from_being_made_is_said_in_a_sentence(small, tmp_path):
+    with pytest.raises(BackupError, match="is in the state_dir"):
+        backup(*small, tmp_path / ".hutch" / "backups", 1)
+    (tmp_path / "jupyterhub.sqlite").unlink()
+    with pytest.raises(BackupError, match="nothing was kept: unable to open database file"):
+        backup(*small, tmp_path / "backups", 1)
+    assert not list((tmp_path / "backups").iterdir())
+
+
+@pytest.mark.parametrize("keep", [0, 5000], ids=["not-a-database", "half-of-one"])
+def test_a_backup_that_is_damaged_replaces_nothing(small, tmp_path, keep):
+    with sqlite3.connect(tmp_path / "hutch.sqlite") as database:
+        database.executemany("INSERT INTO spawners VALUES (?)", [(number,) for number in range(5000)])
+    made = backup(*small, tmp_path / "backups", 1)
+    (made / "hutch").write_bytes((made / "hutch").read_bytes()[:keep] + b"rubbish" * 99)
+    (tmp_path / "jupyterhub.sqlite").unlink()
+    with pytest.raises(BackupError, match="nothing was changed"):
+        restore(*small, made)
+    assert not (tmp_path / "jupyterhub.sqlite").exists() and not (tmp_path / ".hutch" / "seal").exists()
 
 
 def server_of(hub: FacilityHub, visitor: Visitor) -> tuple[str, str]:
@@ -130,6 +167,7 @@ def test_half_a_backup_is_refused_and_changes_nothing(hub, tmp_path):
     said = hub.hutch("restore", made)
     assert said.returncode == 1 and "pg_restore failed" in said.stderr
     assert hub.change(lambda session: session.scalars(select(User.login).where(User.login == "ann")).one())
+    assert (hub.state / "seal").read_text().count("restored from") == 0
     (made / "hutch").unlink()
     said = hub.hutch("restore", made)
     assert said.returncode == 1 and "not a whole backup: it has no hutch" in said.stderr
