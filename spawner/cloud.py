@@ -410,8 +410,8 @@ class Cloud:
         return await self._ask("tell its limits", call, repeat=False, probe=True)
 
     async def flavors(self) -> list[dict[str, Any]]:
-        call = partial(self._compute, "GET", "/flavors/detail")
-        return list((await self._ask("list the flavors", call, repeat=False))["flavors"])
+        call = partial(_listing, self._compute, "flavors", "/flavors/detail")
+        return await self._ask("list the flavors", call, repeat=False)
 
     async def free_hosts(self) -> list[dict[str, int]] | None:
         """What is free on each host that has anything free, by Placement's names; None where Placement does not say.

@@ -111,7 +111,8 @@ class Card:
 
     @property
     def can_stop(self) -> bool:
-        return self.state in (State.RUNNING, State.UNREACHABLE)
+        """Also where a start failed whose server is up: a guest that hangs is helped by that only."""
+        return self.state in (State.RUNNING, State.UNREACHABLE) or (self.state is State.FAILED and self.holds_data)
 
 
 @dataclass(frozen=True, slots=True)

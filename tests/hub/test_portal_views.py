@@ -133,6 +133,12 @@ def test_a_card_offers_what_its_state_allows(intents, server, state, open_, star
     assert (card.state, bool(card.notebook_url), card.can_start, card.can_stop) == (state, open_, start, stop)
 
 
+@pytest.mark.parametrize("came_up", [NOW, None], ids=["it-has-a-server", "it-never-had-one"])
+def test_what_failed_to_start_can_be_switched_off_where_there_is_something_to_switch_off(came_up):
+    card = views.card(instance(LAUNCHED, intent("launch", "failed"), first_ready_at=came_up), None, ANN, NOW)
+    assert (card.state, card.can_stop) == (State.FAILED, came_up is not None)
+
+
 def test_a_card_leads_to_jupyterlab_on_the_users_own_host():
     assert views.card(instance(LAUNCHED), READY, ANN, NOW).notebook_url == "http://ann.localhost/user/ann/films/lab"
 
