@@ -163,4 +163,7 @@ def _message(text: str, status: int) -> str:
         message = json.loads(text)["message"]
     except (ValueError, KeyError, TypeError):
         message = ""
+    if " is pending " in message:
+        # JupyterHub's own words; after it has started it looks for what runs, and meanwhile starts nothing
+        return "The hub is looking at this instance just now, to find out whether it runs. Try again in half a minute."
     return message or f"The hub refused without a reason (status {status})."

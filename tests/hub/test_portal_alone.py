@@ -43,9 +43,13 @@ async def played_hub(monkeypatch) -> AsyncIterator[TestServer]:
     async def cannot(_request: web.Request) -> web.Response:
         return web.json_response({"message": "The hub is not well."}, status=500)
 
+    async def busy(_request: web.Request) -> web.Response:
+        return web.json_response({"message": "ann:films is pending check"}, status=400)
+
     app = web.Application()
     app.router.add_get("/hub/api/user", who)
     app.router.add_get("/hub/api/users/ann", ann)
+    app.router.add_post("/hub/api/users/ann/servers/films", busy)
     app.router.add_delete("/hub/api/users/ann/servers/films", cannot)
     async with TestServer(app) as server:
         for name, value in {
@@ -152,6 +156,12 @@ async def test_what_could_not_be_asked_of_the_hub_is_tried_again_where_that_does
     answer = await alone.browser.request(method, path, headers=OURS)
     assert answer.status_code == 503
     assert f'<meta http-equiv="refresh" content="{refresh}">' in answer.text
+
+
+async def test_a_hub_that_still_looks_for_what_runs_says_so_in_words_for_people(alone):
+    alone.instance("films")
+    answer = await alone.submit("instances/films/start")
+    assert answer.status_code == 409 and "find out whether it runs" in answer.text and "pending" not in answer.text
 
 
 async def test_a_hub_that_says_what_nobody_expects_ends_the_telling(monkeypatch):
