@@ -24,6 +24,10 @@ class NotSentError(MailError):
     """The mail was certainly not taken."""
 
 
+class NoServerError(NotSentError):
+    """Nor would another be: the server cannot be used."""
+
+
 async def send(hutch: Hutch, to: str, subject: str, text: str) -> None:
     """Sends plain text to one address. Without a `smtp_url` nothing is sent. Raises NotSentError or MailError."""
     if not hutch.smtp_url:
@@ -41,7 +45,7 @@ async def send(hutch: Hutch, to: str, subject: str, text: str) -> None:
         client = aiosmtplib.SMTP(**connection(hutch))
         await client.connect()
     except (aiosmtplib.SMTPException, OSError, ValueError) as error:
-        raise NotSentError(f"the mail server {hutch.smtp_url} cannot be used: {error}") from error
+        raise NoServerError(f"the mail server {hutch.smtp_url} cannot be used: {error}") from error
     try:
         await client.send_message(message)
     except (aiosmtplib.SMTPResponseException, aiosmtplib.SMTPRecipientsRefused) as error:

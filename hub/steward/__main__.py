@@ -115,9 +115,11 @@ class Steward:
             try:
                 await mail.send(self.facility.hutch, address, notice.subject, notice.text)
             except mail.MailError as error:
-                log.warning("a notice was not mailed", notice=notice.id, error=str(error))
+                log.warning("a notice was not mailed", detail=f"notice {notice.id}", error=str(error))
                 if isinstance(error, mail.NotSentError):
                     await self.facility.ask(partial(notices.unclaim, notice_id=notice.id))
+                if isinstance(error, mail.NoServerError):
+                    return  # it may take half a minute to find that out, for each
 
     async def prune(self) -> None:
         """Deletes what has been kept for as long as docs/personal-data.md says."""
@@ -130,7 +132,7 @@ class Steward:
             try:
                 if not acts or await self.may_act():
                     await task()
-            except (CloudError, HutchError, aiohttp.ClientError, TimeoutError) as error:
+            except (CloudError, HutchError, aiohttp.ClientError, OSError) as error:
                 log.warning("put off", task=task.__name__, error=str(error))
             except Exception:
                 log.exception("failed", task=task.__name__)

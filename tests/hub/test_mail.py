@@ -20,6 +20,7 @@ from databases import database_url, upgrade
 from running_hub import free_port
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from structlog.testing import capture_logs
 from traitlets import TraitError
 from traitlets.config import Config
 
@@ -210,6 +211,18 @@ async def test_a_notice_that_was_refused_is_tried_again_until_it_is_taken(stewar
     for _ in range(2):
         await steward.mail()
     assert len(postbox.mails) == 1
+
+
+async def test_a_server_that_cannot_be_used_is_tried_once_in_a_pass(steward, serve, postbox):
+    port = free_port()
+    steward.facility.hutch.smtp_url = f"smtp://localhost:{port}"
+    steward.facility.ask_here(lambda session: [notices.tell(session, "1", f"News {number}", "…") for number in range(3)])
+    with capture_logs() as lines:
+        await steward.mail()
+    assert [line["event"] for line in lines] == ["a notice was not mailed"]
+    serve(port)
+    await steward.mail()
+    assert len(postbox.mails) == 4
 
 
 async def test_a_notice_of_which_nobody_knows_whether_it_was_taken_is_not_sent_again(steward, serve, postbox):

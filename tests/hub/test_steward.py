@@ -136,14 +136,15 @@ def test_the_steward_lets_a_launch_that_failed_be(hub):
     assert len(hub.instance(visitor).intents) == 1
 
 
-async def test_a_database_that_is_away_is_said_in_a_sentence(tmp_path):
+@pytest.mark.parametrize("error", [DatabaseError("cannot reach it"), OSError("cannot reach it")], ids=["database", "disk"])
+async def test_what_is_away_is_said_in_a_sentence(tmp_path, error):
     url = f"sqlite:///{tmp_path / 'hutch.sqlite'}"
     upgrade(open_database(url))
     steward, tried = Steward(Facility(Hutch(database_url=url, state_dir=str(tmp_path))), clouds={}, hub=None), asyncio.Event()
 
     async def task() -> None:
         tried.set()
-        raise DatabaseError("cannot reach it")
+        raise error
 
     with capture_logs() as lines:
         work = asyncio.create_task(steward.repeat(task, 3600))
