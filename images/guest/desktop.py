@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from . import identity, rfb, wire
-from .nurse import LaunchError, Nurse, Process, open_log, trim_log
+from .nurse import LaunchError, Nurse, Process, open_log
 from .session import Session
 from .upkeep import STOPPING_LIMIT_SECONDS, Upkeep
 
@@ -69,8 +69,8 @@ class Programs(Upkeep[Process]):
     what = "The session on the desktop"
 
     def __init__(self, nurse: Nurse, log_path: Path) -> None:
-        super().__init__()
-        self._nurse, self._log_path = nurse, log_path
+        super().__init__(log_path)
+        self._nurse = nurse
         self._account: str | None = None
         self._environment: dict[str, str] = {}
 
@@ -92,9 +92,8 @@ class Desktop(Upkeep[Process]):
     what = "The desktop"
 
     def __init__(self, nurse: Nurse, session: Session, state: Path) -> None:
-        super().__init__()
+        super().__init__(state / "desktop.log")
         self._nurse, self._session = nurse, session
-        self._log_path = state / "desktop.log"
         self.programs = Programs(nurse, self._log_path)
         self._folder = state / "desktop"
         self._passwords = {control: secrets.token_urlsafe(6).encode() for control in (True, False)}
@@ -188,9 +187,6 @@ class Desktop(Upkeep[Process]):
             async with asyncio.timeout(IDLE_LIMIT_SECONDS):
                 return await _idle_seconds(str(X_SOCKETS / f"X{self._display}"), self._cookie)
         return None
-
-    def trim_log(self) -> None:
-        trim_log(self._log_path)
 
     async def stop(self) -> None:
         if self._beginning:

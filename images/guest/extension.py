@@ -26,6 +26,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 from . import wire
 from .visitors import Visitors
 
+# what JupyterHub's HubOAuth takes from the environment, and what it makes of that
 READ_FROM_THE_ENVIRONMENT = (
     "access_scopes",
     "api_token",
@@ -37,13 +38,12 @@ READ_FROM_THE_ENVIRONMENT = (
     "oauth_redirect_uri",
     "oauth_token_url",
 )
-"""What JupyterHub's HubOAuth takes from the environment, and what it makes of that."""
 
 PROVISIONER = "hutch"
 LAST_CELL_RUN = "hutch_last_cell_run"
 LISTENING_LIMIT_SECONDS = 2.0
+# what the kernel specification that ipykernel installs runs with its interpreter
 LAUNCHER = ["-m", "ipykernel_launcher"]
-"""What the kernel specification that ipykernel installs runs with its interpreter."""
 
 _agent_line: socket.socket | None = None
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +19,11 @@ log = logging.getLogger("hutch.agent")
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KEPT_VARIABLES = ("PYTHON", "LD_", "LC_", "LANG", "TZ")
-LOG_BYTES = 1024 * 1024
+# between the death of a nursery and its successor
 PAUSE_SECONDS = 1.0
-"""Between the death of a nursery and its successor."""
 ANSWER_LIMIT_SECONDS = 2.0
+# for an answer of the nursery: most of it for its imports, when an image is read from a slow disk for the first time
 NURSERY_LIMIT_SECONDS = 120.0
-"""For an answer of the nursery: most of it for its imports, when an image is read from a slow disk for the first time."""
 
 
 class LaunchError(Exception):
@@ -174,11 +172,3 @@ def base_environment(home: Path) -> dict[str, str]:
 
 def open_log(path: Path) -> Any:
     return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
-
-
-def trim_log(path: Path) -> None:
-    """Keep one older log, and neither larger than its limit; who writes to it goes on with the same file."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_BYTES:
-            shutil.copyfile(path, path.with_suffix(".log.1"))
-            os.truncate(path, 0)

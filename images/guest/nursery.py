@@ -41,6 +41,7 @@ KERNEL_MODULES = (
     "psutil",
     "tornado.platform.asyncio",
 )
+# imported ahead where the image has them
 NOTEBOOK_MODULES = (
     "jupyterhub.singleuser",
     "jupyterlab.labapp",
@@ -48,16 +49,15 @@ NOTEBOOK_MODULES = (
     "jupyter_lsp.serverextension",
     "notebook_shim.nbserver",
 )
-"""Imported ahead where the image has them."""
 
+# modules whose classes take defaults from the environment while they are imported: the notebook imports these anew
 READ_THE_ENVIRONMENT = ("jupyterhub.services.auth", "jupyterhub.singleuser")
-"""Modules whose classes take defaults from the environment while they are imported: the notebook imports these anew."""
 
+# beginnings of the names of variables that only a freshly started interpreter honours
 FIXED_AT_START = ("PYTHON", "LD_", "MALLOC_", "SSLKEYLOGFILE", "JUPYTER_", "JUPYTERLAB_", "JUPYTERHUB_METRICS", "JUPYTERHUB_XSRF")
-"""Beginnings of the names of variables that only a freshly started interpreter honours."""
 
+# its own variables: as root it runs nothing that the owner has installed, and it does not preach about debuggers
 FOR_THE_NURSERY = {"PYTHONNOUSERSITE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-"""Its own variables: as root it runs nothing that the owner has installed, and it does not preach about debuggers."""
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 4, 15, 36
 LOWEST_PERSONAL_UID = 1000

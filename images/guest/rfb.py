@@ -9,8 +9,8 @@ import asyncio
 
 VERSION = b"RFB 003.008\n"
 VNC_AUTHENTICATION = 2
+# with which every VNC server veils the passwords in its file
 FILE_KEY = bytes([23, 82, 107, 6, 35, 78, 88, 7])
-"""With which every VNC server veils the passwords in its file."""
 
 
 class RfbError(Exception):

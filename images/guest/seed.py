@@ -20,8 +20,8 @@ import yaml
 DRIVE = Path("/dev/disk/by-label/config-2")
 SERVICE = "http://169.254.169.254/openstack/latest/"
 MOUNT_POINT = Path("/run/hutch-seed")
+# for a drive to be found; a slow machine looks at its devices for some seconds
 DRIVE_LIMIT_SECONDS = 20.0
-"""For a drive to be found; a slow machine looks at its devices for some seconds."""
 SERVICE_LIMIT_SECONDS = 300.0
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from . import wire
-from .nurse import LaunchError, Notebook, Nurse, base_environment, trim_log
+from .nurse import LaunchError, Notebook, Nurse, base_environment
 from .upkeep import STOPPING_LIMIT_SECONDS, Upkeep
 
 log = logging.getLogger("hutch.agent")
@@ -32,8 +32,8 @@ PAUSE_SECONDS = 0.02
 LOG_TAIL_BYTES = 2000
 ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,63}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# a running notebook is kept only if none of these changed
 SAME_SERVER = ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_CLIENT_ID")
-"""A running notebook is kept only if none of these changed."""
 TLS = {"key", "certificate", "trusted", "address"}
 
 
@@ -126,10 +126,9 @@ class Session(Upkeep[Notebook]):
     what = "The notebook"
 
     def __init__(self, nurse: Nurse, state: Path, home: Path, address: str, create_account: bool) -> None:
-        super().__init__()
+        super().__init__(state / "notebook.log")
         self._nurse = nurse
         self._owner_file = state / "owner.json"
-        self._log_path = state / "notebook.log"
         self._home = home
         self._address = address
         self._create_account = create_account
@@ -174,9 +173,6 @@ class Session(Upkeep[Notebook]):
             return True
         answer = await self._process.ask({"do": "send-away", "user": user})
         return bool(answer and answer.get("done"))
-
-    def trim_log(self) -> None:
-        trim_log(self._log_path)
 
     def _claim(self, owner: str) -> None:
         if self.owner is None:

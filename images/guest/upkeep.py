@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import shutil
 import time
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from .nurse import Process
@@ -16,6 +20,7 @@ STOPPING_LIMIT_SECONDS = 5.0
 HEALTHY_AFTER_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
+LOG_BYTES = 1024 * 1024
 
 P = TypeVar("P", bound=Process)
 
@@ -25,7 +30,8 @@ class Upkeep(ABC, Generic[P]):
 
     what: str
 
-    def __init__(self) -> None:
+    def __init__(self, log_path: Path) -> None:
+        self._log_path = log_path
         self.state = "none"
         self.restarts = 0
         self._process: P | None = None
@@ -62,6 +68,13 @@ class Upkeep(ABC, Generic[P]):
                 log.warning("%s could not be started again: %r", self.what, error)
             else:
                 self.state = "running"
+
+    def trim_log(self) -> None:
+        """Keep one older log, and neither larger than its limit; who writes to it goes on with the same file."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._log_path.stat().st_size > LOG_BYTES:
+                shutil.copyfile(self._log_path, self._log_path.with_suffix(".log.1"))
+                os.truncate(self._log_path, 0)
 
     async def stop(self) -> None:
         if self._keeper:

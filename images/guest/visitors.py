@@ -13,8 +13,8 @@ from tornado.web import RequestHandler
 from tornado.websocket import WebSocketHandler
 
 FAREWELL = "Your access to this notebook has ended."
+# ref: RFC 6455, section 7.4.1
 POLICY_VIOLATION = 1008
-"""ref: RFC 6455, section 7.4.1"""
 REMEMBERED_BY_A_REQUEST = ("_jupyterhub_user", "_cached_hub_user")
 
 

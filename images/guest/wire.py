@@ -14,8 +14,8 @@ from typing import Any
 
 Message = dict[str, Any]
 
+# a packet must fit the kernel's default socket buffer (net.core.wmem_max, 208 KiB)
 MAX_PACKET = 192 * 1024
-"""A packet must fit the kernel's default socket buffer (net.core.wmem_max, 208 KiB)."""
 
 NUMBER = "number"
 

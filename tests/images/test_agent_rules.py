@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from images.guest import identity, nurse, nursery, session, wire
+from images.guest import identity, nurse, nursery, session, upkeep, wire
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_secret_is_not_shown_with_its_order():
 def test_a_log_that_has_grown_is_trimmed_and_the_last_part_kept(tmp_path):
     guest = session.Session(None, tmp_path, tmp_path, "127.0.0.1", False)
     log = tmp_path / "notebook.log"
-    log.write_text("x" * (nurse.LOG_BYTES + 1))
+    log.write_text("x" * (upkeep.LOG_BYTES + 1))
     guest.trim_log()
     assert log.read_text() == ""
-    assert (tmp_path / "notebook.log.1").stat().st_size == nurse.LOG_BYTES + 1
+    assert (tmp_path / "notebook.log.1").stat().st_size == upkeep.LOG_BYTES + 1
