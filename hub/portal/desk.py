@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
@@ -119,3 +119,5 @@ async def _in_session(
 
 
 AtDesk = Annotated[Desk, Depends(_desk)]
+# of a form
+Field = Annotated[str, Form()]

@@ -28,7 +28,7 @@ from ..records import (
     server_names,
 )
 from . import new_instance, views
-from .desk import AtDesk, Desk
+from .desk import AtDesk, Desk, Field
 from .hub_api import HubRefusal
 from .sharing import pictures, shared_cards
 
@@ -138,10 +138,9 @@ async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLR
 
 
 @routes.post("/notices/{notice_id}/seen")
-async def dismiss(desk: AtDesk, notice_id: int) -> RedirectResponse:
+async def dismiss(desk: AtDesk, notice_id: int, path: Field = "") -> RedirectResponse:
     """Back to the page that showed it."""
     await desk.run(mark_seen, notice_id, desk.person.id, desk.at)
-    path = str((await desk.request.form()).get("path", ""))
     return desk.go(quote(path.lstrip("/")))
 
 

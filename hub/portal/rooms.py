@@ -22,7 +22,7 @@ from ..desktop.relay import SUBPROTOCOL
 from ..instances import STOPPED_NOW, State, in_force, state_of
 from ..records import find_place
 from ..services import RELAYS_VARIABLE
-from .desk import AtDesk, Desk, seen_instance
+from .desk import AtDesk, Desk, Field, seen_instance
 from .pages import instance_path
 
 routes = APIRouter()
@@ -74,9 +74,7 @@ def relay_origins() -> str:
 
 
 @routes.post("/instances/{instance_id}/support")
-async def ask(desk: AtDesk, instance_id: str) -> Response:
-    reason = str((await desk.request.form()).get("reason", ""))
-
+async def ask(desk: AtDesk, instance_id: str, reason: Field = "") -> Response:
     def asked(session: Session) -> Instance:
         instance = seen_instance(session, desk, instance_id)
         support.ask(session, instance, desk.person, reason, desk.terms)
@@ -88,11 +86,9 @@ async def ask(desk: AtDesk, instance_id: str) -> Response:
 
 
 @routes.post("/support/{request_id}/grant")
-async def grant(desk: AtDesk, request_id: int) -> Response:
-    form = await desk.request.form()
-    minutes = str(form.get("minutes", ""))
+async def grant(desk: AtDesk, request_id: int, right: Field = "", minutes: Field = "") -> Response:
     count = int(minutes) if minutes.isdecimal() and len(minutes) < 6 else 0
-    return await _answer(desk, request_id, partial(support.grant, right=str(form.get("right", "")), minutes=count))
+    return await _answer(desk, request_id, partial(support.grant, right=right, minutes=count))
 
 
 @routes.post("/support/{request_id}/refuse")

@@ -21,7 +21,7 @@ from ..instances import in_force
 from ..records import find_place
 from ..sharing import Sharing, SharingRefused, accept, end_part, shared_with
 from . import views
-from .desk import AtDesk, Desk, seen_instance
+from .desk import AtDesk, Desk, Field, seen_instance
 from .hub_api import HubRefusal, Server, SignInNeeded
 
 Result = TypeVar("Result")
@@ -171,9 +171,7 @@ async def join_after_sign_in(desk: AtDesk) -> RedirectResponse:
 
 
 @routes.post("/join")
-async def join(desk: AtDesk) -> Response:
-    code = str((await desk.request.form()).get("code", ""))
-
+async def join(desk: AtDesk, code: Field = "") -> Response:
     def accepted(session: Session) -> str:
         take_turn(session)
         return accept(session, desk.hutch, code, desk.person, desk.terms).id

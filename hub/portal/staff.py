@@ -7,9 +7,9 @@ where it differs from the records, and what becomes of that.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Form, HTTPException
+from fastapi import APIRouter, HTTPException
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, joinedload
@@ -34,7 +34,7 @@ from ..database.tables import (
 from ..explaining import before_and_now, last_loads
 from ..identities import link
 from ..steward.differences import State
-from .desk import AtDesk, Desk
+from .desk import AtDesk, Desk, Field
 
 ROWS, PAGE_ROWS, FINDINGS = 20, 50, 200
 # columns that say where a record comes from, not what it says
@@ -120,9 +120,7 @@ def _line(session: Session, change: EtlChange) -> dict[str, Any]:
 
 
 @routes.post("/facility/identities")
-async def confirm(
-    desk: AtDesk, issuer: Annotated[str, Form()], subject: Annotated[str, Form()], user_id: Annotated[str, Form()]
-) -> RedirectResponse:
+async def confirm(desk: AtDesk, issuer: Field, subject: Field, user_id: Field) -> RedirectResponse:
     _staff(desk, Task.CONFIRM_IDENTITY)
 
     def confirmed(session: Session) -> None:
