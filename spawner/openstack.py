@@ -275,7 +275,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
     async def _until_agent_listens(self) -> None:
         """Waits for the agent's port, and at the same time for the cloud to say that there is no use in waiting."""
         deadline = asyncio.get_running_loop().time() + self.boot_timeout_seconds
-        listening = asyncio.create_task(self.around.agents.wait_listening(self.address, self.agent_port, deadline))
+        listening = asyncio.create_task(self._until_listening(deadline))
         trouble = asyncio.create_task(self._until_trouble())
         try:
             await asyncio.wait({listening, trouble}, return_when=asyncio.FIRST_COMPLETED)
@@ -285,6 +285,16 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         finally:
             for task in (listening, trouble):
                 task.cancel()
+
+    async def _until_listening(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                while not self.address:  # in a routed network, where it depends on the host
+                    await self.around.reflector.changed()
+                    self.address = address_of(self.around.reflector.servers.get(self.server_id, {}))
+        except TimeoutError as error:
+            raise LaunchError("The cloud gave this server no network address.", reason="no-address") from error
+        await self.around.agents.wait_listening(self.address, self.agent_port, deadline)
 
     async def _until_trouble(self) -> None:
         while True:

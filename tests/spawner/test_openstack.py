@@ -8,9 +8,10 @@ from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
+from spawner_alone import spawner_alone
 
 from spawner.agent_client import AgentFailed, AgentMismatch, AgentUnreachable
-from spawner.cloud import CloudError, Trouble
+from spawner.cloud import Cloud, CloudError, Trouble
 from spawner.devcloud.process import DevcloudProcess
 from spawner.launch import LaunchError
 from spawner.openstack import OpenStackSpawner
@@ -228,3 +229,29 @@ def test_each_failure_has_a_reason_a_sentence_and_a_stage(make_spawner, error, r
     failure = make_spawner()._as_launch_error(error)
     assert (failure.reason, failure.stage) == (reason, "create")
     assert str(failure.message).endswith(".") and failure.detail
+
+
+@pytest.fixture
+def without_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neutron's ports of a routed network, as they are made: ip_allocation is deferred."""
+    create_port = Cloud.create_port
+
+    async def deferred(self: Cloud, body: dict[str, Any]) -> dict[str, Any]:
+        return await create_port(self, body) | {"fixed_ips": [], "ip_allocation": "deferred"}
+
+    monkeypatch.setattr(Cloud, "create_port", deferred)
+
+
+@pytest.mark.usefixtures("without_addresses")
+async def test_an_address_that_depends_on_the_host_is_waited_for(devcloud, tmp_path):
+    spawner = spawner_alone(devcloud.clouds_yaml, state_dir=str(tmp_path))
+    url = await spawner.start()
+    assert spawner.address and spawner.address in url
+
+
+@pytest.mark.usefixtures("without_addresses")
+async def test_a_server_that_gets_no_address_is_not_looked_for_elsewhere(devcloud, tmp_path, monkeypatch):
+    monkeypatch.setattr("spawner.openstack.address_of", lambda server: "")
+    spawner = spawner_alone(devcloud.clouds_yaml, state_dir=str(tmp_path), boot_timeout_seconds=1)
+    with pytest.raises(LaunchError, match="no network address"):
+        await spawner.start()
