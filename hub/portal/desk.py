@@ -37,6 +37,8 @@ class UnknownPerson(HutchError):
 @dataclass(frozen=True)
 class Desk:
     request: Request
+    hutch: Hutch
+    pages: Pages
     visitor: Visitor
     person: Person
     terms: Terms
@@ -48,17 +50,9 @@ class Desk:
         return self.terms.at
 
     @property
-    def hutch(self) -> Hutch:
-        return self.request.app.state.hutch
-
-    @property
     def hub(self) -> HubApi:
         state = self.request.app.state
         return HubApi(state.hub, state.public_host, self.visitor.login, self.visitor.token)
-
-    @property
-    def pages(self) -> Pages:
-        return self.request.app.state.pages
 
     async def run(
         self, work: Callable[Concatenate[Session, Arguments], Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -93,12 +87,12 @@ def seen_instance(session: Session, desk: Desk, instance_id: str, action: Action
 
 
 async def _desk(request: Request, visitor: SignedIn) -> Desk:
-    request.state.login = visitor.login
-    terms = request.app.state.hutch.terms(datetime.now(UTC))
+    request.state.login, state = visitor.login, request.app.state
+    terms = state.hutch.terms(datetime.now(UTC))
     person, notices, clouds_down = await _in_session(request, _before_all_pages, visitor.login, terms)
     if person is None:
         raise UnknownPerson(f"The facility does not know {visitor.login}.")
-    return Desk(request, visitor, person, terms, notices, clouds_down)
+    return Desk(request, state.hutch, state.pages, visitor, person, terms, notices, clouds_down)
 
 
 def _before_all_pages(session: Session, login: str, terms: Terms) -> tuple[Person | None, list[Notice], dict[str, datetime]]:

@@ -68,7 +68,7 @@ class HubApi:
 
     async def stop(self, name: str, *, remove: bool = False) -> None:
         """Stop a server, or a launch that is under way."""
-        await self._end("DELETE", self._user("servers", name), {"remove": remove})
+        await self._call("DELETE", self._user("servers", name), {"remove": remove}, unknown={})
 
     async def progress(self, name: str) -> AsyncIterator[dict[str, Any]]:
         """The events of a launch from its beginning, until it has ended; none when nothing is starting."""
@@ -88,12 +88,7 @@ class HubApi:
 
     async def shares(self, name: str) -> set[str]:
         """With whom a server is shared."""
-        try:
-            model = await self._call("GET", self._shares(name))
-        except HubRefusal as refusal:
-            if refusal.status != 404:
-                raise
-            return set()
+        model = await self._call("GET", self._shares(name), unknown={"items": []})
         return {one["user"]["name"] for one in model["items"] if one["user"]}
 
     async def share(self, name: str, guest: str) -> None:
@@ -101,11 +96,11 @@ class HubApi:
 
     async def unshare(self, name: str, guest: str) -> None:
         """What they have open is closed (`hub.revoking`)."""
-        await self._end("PATCH", self._shares(name), {"user": guest})
+        await self._call("PATCH", self._shares(name), {"user": guest}, unknown={})
 
     async def leave(self, owner: str, name: str) -> None:
         """Gives back what was shared with oneself."""
-        await self._end("DELETE", self._user("shared", owner, name))
+        await self._call("DELETE", self._user("shared", owner, name), unknown={})
 
     async def shared_with(self) -> dict[tuple[str, str], Server]:
         """Others' servers that the user may open, by owner and name."""
@@ -115,20 +110,17 @@ class HubApi:
 
     # --- how it is asked
 
-    async def _end(self, method: str, path: str, body: dict[str, Any] | None = None) -> None:
-        """What the hub does not know counts as ended."""
-        try:
-            await self._call(method, path, body)
-        except HubRefusal as refusal:
-            if refusal.status != 404:
-                raise
-
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, unknown: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """unknown: the answer about what the hub does not know, where that is no refusal, as it is for what shall end."""
         try:
             async with self.session.request(method, path, headers=self._headers, json=body) as answer:
                 text = await answer.text()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise HubUnreachable(f"The hub did not answer to {method} {path}: {error}") from error
+        if answer.status == 404 and unknown is not None:
+            return unknown
         if answer.status >= 400:
             raise HubRefusal(answer.status, _message(text, answer.status))
         return json.loads(text) if text.startswith("{") else {}
