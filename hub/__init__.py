@@ -77,6 +77,10 @@ def install(c: Config, file: Path) -> None:
     if c.JupyterHub.db_url.startswith("sqlite:"):
         # JupyterHub commits some twenty times in a launch, on its event loop: with WAL it does not wait for the disk each time
         _fill(c.JupyterHub, db_kwargs={"connect_args": {"check_same_thread": False, "factory": WalConnection}})
+    else:
+        from .database.engine import TO_NOTICE_SILENCE
+
+        _fill(c.JupyterHub, db_kwargs={"connect_args": TO_NOTICE_SILENCE})
 
 
 class WalConnection(sqlite3.Connection):

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Base)
 BUSY_TIMEOUT_SECONDS = 10
+# a PostgreSQL that is gone without a word (its machine, the network) is noticed after half a minute, not after hours
+# ref: https://www.postgresql.org/docs/15/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+TO_NOTICE_SILENCE = {
+    "connect_timeout": BUSY_TIMEOUT_SECONDS,
+    **{"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3},
+    "tcp_user_timeout": 25_000,
+}
 # of our own, because JupyterHub's tables (which have an alembic_version) may live in the same PostgreSQL database
 VERSION_TABLE = "hutch_revision"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -114,7 +121,7 @@ def _options(url: URL) -> dict[str, Any]:
         waits = f"-c lock_timeout={BUSY_TIMEOUT_SECONDS * 1000}"
         return {
             "pool_pre_ping": True,
-            "connect_args": {"options": f"{waits} -c timezone=UTC", "connect_timeout": BUSY_TIMEOUT_SECONDS},
+            "connect_args": {"options": f"{waits} -c timezone=UTC", **TO_NOTICE_SILENCE},
         }
     if url.get_backend_name() != "sqlite":
         return {}
@@ -156,7 +163,7 @@ def _explain(context: ExceptionContext) -> None:
     for symptom, meaning in _TROUBLE.items():
         if words.startswith(symptom):
             raise DatabaseError(f"{name} {meaning}") from context.original_exception
-    if context.connection is None and isinstance(context.sqlalchemy_exception, DBAPIError):
+    if (context.connection is None or context.is_disconnect) and isinstance(context.sqlalchemy_exception, DBAPIError):
         raise DatabaseError(f"cannot reach {name}: {' '.join(words.split())}") from context.original_exception
 
 

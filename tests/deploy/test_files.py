@@ -62,6 +62,7 @@ def test_the_example_configuration_loads(tmp_path):
     assert config.ConfigurableHTTPProxy.should_start is False
     assert config.JupyterHub.cleanup_servers is False
     assert {config.JupyterHub.db_url, hutch.database_url} == {"postgresql:///hutch", "postgresql:///hutch_jupyterhub"}
+    assert config.JupyterHub.db_kwargs["connect_args"]["tcp_user_timeout"], "nor does JupyterHub itself wait for hours"
 
 
 def test_a_secret_that_everybody_may_read_is_named(tmp_path):

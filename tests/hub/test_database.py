@@ -264,3 +264,18 @@ def test_an_url_that_cannot_be_opened_is_named_without_its_password(wrong, messa
     with pytest.raises(DatabaseError, match=message) as caught:
         open_database(wrong)
     assert "secret" not in str(caught.value)
+
+
+def test_a_postgresql_that_is_gone_without_a_word_is_noticed_soon(postgresql):
+    with open_database(postgresql.new_database()).connect() as connection:
+        given = connection.connection.dbapi_connection.info.get_parameters()
+    silent_for = int(given["keepalives_idle"]) + int(given["keepalives_interval"]) * int(given["keepalives_count"])
+    assert silent_for <= 30 and int(given["tcp_user_timeout"]) <= 30_000
+
+
+def test_a_connection_that_ends_in_the_middle_is_said_in_a_sentence(postgresql):
+    engine = open_database(postgresql.new_database())
+    with pytest.raises(DatabaseError, match="^cannot reach postgresql.*terminating connection"), engine.connect() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
