@@ -118,7 +118,19 @@ class Record:
     ended_at: Mapped[datetime | None] = mapped_column(default=None)
 
 
-class EtlRun(Base):
+class Numbered:
+    """Its number stands first in its table."""
+
+    id: Mapped[int] = mapped_column(primary_key=True, sort_order=-2)
+
+
+class OfInstance:
+    """What there may be several of for one instance."""
+
+    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True, sort_order=-1)
+
+
+class EtlRun(Numbered, Base):
     """One load of one source, or the undoing of one.
 
     counts: {table: {"added", "changed", "ended", "unchanged", "rejected", "skipped"}}.
@@ -126,7 +138,6 @@ class EtlRun(Base):
     outcome: "done", "refused" (by the guard) or "failed" (the source could not be read). A run that is killed leaves no row.
     """
 
-    id: Mapped[int] = mapped_column(primary_key=True)
     source: Mapped[str] = mapped_column(index=True)
     adapter: Mapped[str]
     kind: Mapped[str] = mapped_column(default=RunKind.LOAD)
@@ -141,10 +152,9 @@ class EtlRun(Base):
     message: Mapped[str | None] = mapped_column(Text)
 
 
-class EtlChange(Base):
+class EtlChange(Numbered, Base):
     """What a record was before a run changed or ended it; what it added has no row here. For `hutch etl undo` and `history`."""
 
-    id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("etl_run.id"), index=True)
     record: Mapped[str]
     # the record's key columns, and all its columns before the run
@@ -152,10 +162,9 @@ class EtlChange(Base):
     before: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
-class EtlRejection(Base):
+class EtlRejection(Numbered, Base):
     """The quarantine: a row that a run did not take. place: the file or query; line: the row in it, from 1."""
 
-    id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("etl_run.id"), index=True)
     record: Mapped[str]
     place: Mapped[str]
@@ -294,10 +303,9 @@ class IdentitySuggestion(Base):
     since: Mapped[datetime] = mapped_column(default=now)
 
 
-class Notice(Base):
+class Notice(Numbered, Base):
     """Something that one person is to be told, on their pages and by mail."""
 
-    id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
     at: Mapped[datetime] = mapped_column(default=now)
     subject: Mapped[str]
@@ -393,14 +401,12 @@ class InstanceExperiment(Base):
     instance: Mapped[Instance] = relationship(overlaps="experiments")
 
 
-class Intent(Base):
+class Intent(Numbered, OfInstance, Base):
     """What somebody wants of an instance, written before anything is asked of the cloud. The newest one is in force.
 
     outcome is None while it is being carried out; message is the plain sentence for people when it failed.
     """
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     kind: Mapped[str]
     actor: Mapped[str]
     reason: Mapped[str] = mapped_column(Text, default="")
@@ -415,11 +421,9 @@ class Intent(Base):
     instance: Mapped[Instance] = relationship(back_populates="intents")
 
 
-class InstanceEvent(Base):
+class InstanceEvent(Numbered, OfInstance, Base):
     """The history of an instance; rows are only ever added."""
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     intent_id: Mapped[int | None] = mapped_column(ForeignKey("intent.id"), index=True)
     at: Mapped[datetime] = mapped_column(default=now)
     kind: Mapped[str]
@@ -449,14 +453,12 @@ class LaunchWait(Base):
 # --- desktops
 
 
-class SupportAccess(Base):
+class SupportAccess(Numbered, OfInstance, Base):
     """Support asks to be let in, with a reason; the owner answers with a right until a moment, or refuses.
 
     right: "view" or "control"; None while it is not answered, or when it was refused. ended_at: refused, ended or withdrawn.
     """
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"))
     reason: Mapped[str] = mapped_column(Text)
     asked_at: Mapped[datetime] = mapped_column(default=now)
@@ -470,11 +472,9 @@ class SupportAccess(Base):
     instance: Mapped[Instance] = relationship()
 
 
-class Invitation(Base):
+class Invitation(Numbered, OfInstance, Base):
     """A link by which people become members: whoever is the first to follow it (one_time), or everybody until it expires."""
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     # SHA-256 of the code, which is kept nowhere
     code_hash: Mapped[str] = mapped_column(unique=True)
     # driver or viewer
@@ -490,20 +490,17 @@ class Invitation(Base):
     instance: Mapped[Instance] = relationship()
 
 
-class DesktopTicket(Base):
+class DesktopTicket(OfInstance, Base):
     """Lets one person in to one desktop, once and at once. hash: SHA-256 of the ticket, which is kept nowhere."""
 
     hash: Mapped[str] = mapped_column(primary_key=True)
-    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"))
     expires_at: Mapped[datetime]
 
 
-class DesktopSession(Base):
+class DesktopSession(Numbered, OfInstance, Base):
     """One person at one desktop, with one right; what they typed is counted, never kept. bytes_out: to the browser."""
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), index=True)
     part: Mapped[str]
     control: Mapped[bool]
@@ -536,10 +533,9 @@ class CloudRoom(Base):
     reading: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
-class CloudFinding(Base):
+class CloudFinding(Numbered, Base):
     """Where the cloud differs from what is on record, for as long as it does (ended_at is None)."""
 
-    id: Mapped[int] = mapped_column(primary_key=True)
     place: Mapped[str] = mapped_column(default="")
     # server, port, volume or floating-ip; resource_id is the cloud's
     kind: Mapped[str]
