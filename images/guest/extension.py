@@ -64,9 +64,6 @@ def arguments() -> list[str]:
         f"--KernelProvisionerFactory.default_provisioner_name={PROVISIONER}",
         # an image decides what is installed; the list of extensions still shows it
         "--LabApp.extension_manager=readonly",
-        # an instance need not reach the internet: no question about news on the first page, and no search for newer versions
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
     ]
 
 
@@ -78,7 +75,20 @@ def _load_jupyter_server_extension(server: Any) -> None:
     assert _agent_line is not None
     # these files hold the token; they are for programs and browsers that look for servers on their own machine
     server.write_server_info_file = server.write_browser_open_files = lambda: None
+    # once JupyterHub's extension is loaded, which has a hook of its own
+    server.io_loop.add_callback(turn_off_announcements, server.web_app.settings)
     server.io_loop.add_callback(answer_agent, server, _agent_line, Visitors(server))
+
+
+def turn_off_announcements(settings: dict[str, Any]) -> None:
+    """An instance need not reach the internet: no question about news on the first page, and no search for newer versions."""
+    before = settings["page_config_hook"]
+
+    def hook(handler: Any, page: dict[str, Any]) -> dict[str, Any]:
+        disabled = [*page.get("disabledExtensions", ()), "@jupyterlab/apputils-extension:announcements"]
+        return before(handler, page) | {"disabledExtensions": disabled}
+
+    settings["page_config_hook"] = hook
 
 
 async def answer_agent(server: Any, line: socket.socket, visitors: Visitors) -> None:

@@ -34,6 +34,7 @@ def test_a_scientist_works_in_an_instance_of_their_own(sign_in: Callable[[str], 
     ann.wait_for_url(re.compile(r"//ann\.localhost:\d+/user/ann/[^/]+/lab"), timeout=LAUNCH_MS)
     lab = ann.url
     run_cell(ann, WRITTEN, "42")
+    expect(ann.get_by_text("official Jupyter news")).to_have_count(0)
 
     # nobody else sees or opens it: pages, API, direct address
     bob.goto(f"{demo.address}/hub/home")
