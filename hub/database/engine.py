@@ -34,7 +34,9 @@ BUSY_TIMEOUT_SECONDS = 10
 # ref: https://www.postgresql.org/docs/15/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 TO_NOTICE_SILENCE = {
     "connect_timeout": BUSY_TIMEOUT_SECONDS,
-    **{"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3},
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
 }
 # of our own, because JupyterHub's tables (which have an alembic_version) may live in the same PostgreSQL database

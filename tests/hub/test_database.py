@@ -275,7 +275,7 @@ def test_a_postgresql_that_is_gone_without_a_word_is_noticed_soon(postgresql):
 
 def test_a_connection_that_ends_in_the_middle_is_said_in_a_sentence(postgresql):
     engine = open_database(postgresql.new_database())
-    with pytest.raises(DatabaseError, match="^cannot reach postgresql.*terminating connection"), engine.connect() as connection:
+    with pytest.raises(DatabaseError, match=r"^cannot reach postgresql.*terminating connection"), engine.connect() as connection:
         connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
