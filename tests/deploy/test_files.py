@@ -73,3 +73,12 @@ def test_a_secret_that_everybody_may_read_is_named(tmp_path):
     assert said.returncode == 1 and "clouds.yaml" in said.stderr and "proxy-token" not in said.stderr
     (tmp_path / "clouds.yaml").chmod(0o600)
     assert subprocess.run([DEPLOY / "check-secrets", tmp_path]).returncode == 0
+
+
+def test_a_hub_that_cannot_begin_says_why_in_one_line(units, tmp_path):
+    lines = (units / "hutch-hub.service").read_text().splitlines()
+    looks = [line.partition("=")[2].split() for line in lines if line.startswith("ExecStartPre=") and ".venv/" in line]
+    (tmp_path / "jupyterhub_config.py").write_text("c.Hutch.facility_name = 'Example'\n")
+    environment = {**os.environ, "HUTCH_CONFIG": str(tmp_path / "jupyterhub_config.py")}
+    (said,) = [subprocess.run(look, env=environment, capture_output=True, text=True) for look in looks]
+    assert said.returncode == 1 and "hutch db upgrade" in said.stderr and said.stderr.count("\n") == 1
