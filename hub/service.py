@@ -9,9 +9,12 @@ import signal
 import sys
 import time
 from collections.abc import MutableMapping
+from types import TracebackType
 from typing import Any
 
 import structlog
+
+from .errors import HutchError
 
 # ref: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 PR_SET_PDEATHSIG = 1
@@ -25,6 +28,7 @@ def begin() -> None:
     # what is loaded by now stays: to look through it at each full collection would hold up every request for a tenth of a second
     gc.freeze()
     _configure_log()
+    sys.excepthook = _end
     # JupyterHub ends a service with SIGINT, which is ignored from the start in what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with_parent(int(os.environ.get(HUB_VARIABLE) or os.getppid()))
@@ -42,6 +46,13 @@ def _configure_log() -> None:
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
     )
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, HutchError):
+        structlog.get_logger().critical("cannot go on", error=str(error))
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def say_once(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -61,3 +61,12 @@ def test_another_error_of_the_same_task_is_said(said):
         except RuntimeError:
             structlog.get_logger().exception("failed", task="purge")
     assert len(said) == 2
+
+
+@pytest.mark.parametrize(("kind", "is_short"), [("hub.errors.HutchError", True), ("ValueError", False)])
+def test_what_ends_a_service_is_one_line_where_it_is_a_sentence(kind, is_short):
+    words = f"import hub.errors; from hub import service; service.begin(); raise {kind}('the database is away')"
+    environment = {**os.environ, "HUTCH_HUB_PID": str(os.getpid())}
+    done = subprocess.run([sys.executable, "-c", words], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "the database is away" in said and ("Traceback" not in said) is is_short
