@@ -181,6 +181,7 @@ class Cloud:
         self._catalogue: dict[tuple[str, str], tuple[float, str]] = {}
         self._addresses: dict[str, tuple[float, str | None]] = {}
         self._connecting = asyncio.Lock()
+        self._read: tuple[str | None, int] = None, 0  # the file with our credentials, and when it was written
         self.label = f"{cloud}/{region}" if region else cloud
         self._breaker = Breaker(self.label)
 
@@ -210,12 +211,16 @@ class Cloud:
         if self.clouds_yaml:
             _check_readable(self.clouds_yaml)
         config = openstack.config.OpenStackConfig(config_files=files) if files else openstack.config.OpenStackConfig()
+        self._read = config.config_filename, _changed_at(config.config_filename)
         wanted: dict[str, Any] = {"region_name": self.region} if self.region else {}
         # tried again here, within one deadline, and not by the SDK in its own ways
         return config.get_one(cloud=self.name, api_timeout=API_TIMEOUT_SECONDS, status_code_retries=0, connect_retries=0, **wanted)
 
-    def _sign_in_anew(self) -> None:
-        """At the next call, with what clouds.yaml says then: credentials end, and are replaced, while a hub runs."""
+    def _sign_in_anew(self, error: CloudError) -> None:
+        """At the next try, where clouds.yaml or the catalog has to say something else: both are mended while a hub runs."""
+        file, read_at = self._read
+        if _changed_at(file) == read_at and not isinstance(error.__cause__, MISCONFIGURED):
+            return
         self.__dict__.pop("_connection", None)
         self._addresses.clear()
         self._catalogue.clear()
@@ -232,6 +237,8 @@ class Cloud:
                 answer = await self._in_thread(asked, call, probe)
             except CloudError as error:
                 tried += 1
+                if error.trouble is Trouble.CREDENTIALS:
+                    self._sign_in_anew(error)
                 # as long as the cloud asked for, if it did; spread, so that not all come back at once
                 pause = error.pause_seconds + random.uniform(0, min(4, 0.25 * 2 ** (tried - 1)))  # noqa: S311 - no secret
                 # of several calls at once that find the token ended, keystoneauth renews it for one and fails the others
@@ -239,8 +246,6 @@ class Cloud:
                 again = renewed or error.too_many or (repeat and error.trouble is Trouble.UNANSWERED)
                 late = tried == TRIES or time.monotonic() + pause - began >= RETRY_SECONDS
                 if not again or late or self.is_down:
-                    if error.trouble is Trouble.CREDENTIALS:
-                        self._sign_in_anew()
                     self._breaker.count(answered=error.too_many or error.trouble is not Trouble.UNANSWERED)
                     raise
                 await asyncio.sleep(pause)
@@ -468,6 +473,10 @@ class Cloud:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _changed_at(file: str | None) -> int:
+    return Path(file).stat().st_mtime_ns if file and Path(file).exists() else 0
 
 
 def _server(answer: Any, server_id: str) -> dict[str, Any]:

@@ -163,7 +163,7 @@ async def test_a_clouds_yaml_that_does_not_exist(tmp_path):
     [
         pytest.param("", "devcloud", id="empty"),
         pytest.param("clouds: {other: {}}", "devcloud", id="without-this-cloud"),
-        pytest.param("clouds: [", "devcloud", id="not-yaml"),
+        pytest.param("clouds: [", "not YAML", id="not-yaml"),
         pytest.param("clouds: {devcloud: {region_name: r}}", "auth", id="without-credentials"),
         pytest.param("clouds: {devcloud: {auth_type: nowhere}}", "nowhere", id="unknown-way-to-sign-in"),
     ],
