@@ -251,7 +251,7 @@ def test_an_instance_that_was_rebooted_has_its_notebook_again_by_itself(hub):
     hub.launched(visitor)
     server, *_ = hub.servers(visitor)
     hub.cloud.compute.post(f"/servers/{server['id']}/action", json={"reboot": {"type": "HARD"}}, microversion="2.79")
-    until(lambda: len(hub.instance(visitor).intents) == 2, "it is launched once more")
+    until(lambda: len(hub.instance(visitor).intents) > 1, "it is launched once more")
     assert hub.until_intent(visitor, kind="launch", outcome="done").actor == "steward"
     hub.until_ready(visitor.login, "films")
     assert [one["id"] for one in hub.servers(visitor)] == [server["id"]]
