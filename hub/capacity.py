@@ -19,7 +19,7 @@ from .database.tables import CloudRoom, now
 if TYPE_CHECKING:
     from spawner.cloud import Cloud
 
-# the same as spawner.cloud.Trouble, which brings all of openstacksdk along
+# the same as spawner.cloud_errors.Trouble, which brings all of openstacksdk along
 QUOTA, CAPACITY = "quota", "capacity"
 
 # what was read before that says nothing any more

@@ -24,7 +24,7 @@ from tornado import web
 from . import belongings, builders
 from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
 from .agent_tls import notebook_certificate
-from .cloud import NO_ROOM, CloudError, Trouble, shortage_in
+from .cloud_errors import NO_ROOM, CloudError, Trouble, shortage_in
 from .creation import Creation, Named, find, free_port
 from .launch import LaunchError, LaunchLog, Stage
 from .servers import LOST, WAKE, Server, address_of, address_of_port, fault_of, foremost, is_ended, is_moving, task_of
