@@ -165,6 +165,11 @@ class Cloud:
                         self._threads = self._new_threads()
                     raise cloud_error(error, asked) from error
 
+    def _has(self, service: str) -> bool:
+        """Signed in first: of a catalog that it cannot read, the SDK says that it names no such service."""
+        self._connection.session.get_token()
+        return bool(self._connection.has_service(service))
+
     def _compute(self, method: str, path: str, body: Any = None) -> Any:
         return self._request("compute", method, path, body, microversion=builders.NOVA_MICROVERSION)
 
@@ -279,7 +284,7 @@ class Cloud:
         """The project's volumes; none where the cloud has no such service."""
 
         def call() -> list[dict[str, Any]]:
-            has = self._connection.has_service("block-storage")
+            has = self._has("block-storage")
             return [volume.to_dict() for volume in self._connection.block_storage.volumes()] if has else []
 
         return await self._ask("list the volumes", call, repeat=False)
@@ -320,7 +325,7 @@ class Cloud:
         """
 
         def call() -> list[dict[str, int]] | None:
-            if not self._connection.has_service("placement"):
+            if not self._has("placement"):
                 return None
             asked = "/allocation_candidates?resources=VCPU:1&limit=1000"
             answer = _answer(self._connection.placement.get(asked, microversion=PLACEMENT_MICROVERSION))
