@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -94,9 +94,23 @@ def _check(url: URL, file: Path) -> None:
         with sqlite3.connect(f"file:{file}?immutable=1", uri=True) as kept:
             if kept.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise BackupError(f"{file} is damaged: restore another backup; nothing was changed")
+        if _is_used(Path(url.database or "")):
+            raise BackupError(f"somebody uses {url.database}: stop the hub and `hutch etl serve` first")
     else:
         _postgresql("pg_restore", None, "--file=/dev/null", str(file))
         _postgresql("psql", url, "--no-psqlrc", f"--command={NOBODY_ELSE}")
+
+
+def _is_used(file: Path) -> bool:
+    """SQLite ends its write-ahead log only when nobody else has the database open, also if they do nothing."""
+    if not file.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True, timeout=1)) as replaced:
+            replaced.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.Error as error:  # a damaged one is what restoring is for
+        return error.sqlite_errorname.startswith("SQLITE_BUSY")
+    return False
 
 
 def _forget_servers(url: URL) -> None:
@@ -116,13 +130,23 @@ def _dump(url: URL, file: Path) -> None:
 
 def _load(url: URL, file: Path) -> None:
     if url.get_backend_name() == "sqlite":
-        _copy(file, url.database or "")
+        _replace(Path(url.database or ""), file)
         return
     with NamedTemporaryFile(suffix=".sql") as script:
         # in whole before any of it is run: of half a script, the transaction below would be committed
         _postgresql("pg_restore", None, "--no-owner", "--no-privileges", f"--file={script.name}", str(file))
         alone = ("--no-psqlrc", "--quiet", "--output=/dev/null", "--single-transaction", "--set=ON_ERROR_STOP=1")
         _postgresql("psql", url, *alone, "--command=DROP OWNED BY CURRENT_USER", f"--file={script.name}")
+
+
+def _replace(target: Path, kept: Path) -> None:
+    """Whole or not at all, whatever is in the place of the target."""
+    new = target.with_name(f"{target.name}.restored")
+    new.unlink(missing_ok=True)
+    _copy(kept, new)
+    for log in ("-wal", "-shm", "-journal"):
+        target.with_name(target.name + log).unlink(missing_ok=True)
+    new.replace(target)
 
 
 def _copy(source: str | Path, target: str | Path) -> None:

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
@@ -96,6 +97,19 @@ def test_a_backup_that_is_damaged_replaces_nothing(small, tmp_path, keep):
     with pytest.raises(BackupError, match="nothing was changed"):
         restore(*small, made)
     assert not (tmp_path / "jupyterhub.sqlite").exists() and not (tmp_path / ".hutch" / "seal").exists()
+
+
+@pytest.mark.parametrize("name", ["hutch", "jupyterhub"])
+def test_a_database_that_a_hub_still_uses_is_not_replaced(small, tmp_path, name):
+    made = backup(*small, tmp_path / "backups", 1)
+    with closing(sqlite3.connect(tmp_path / f"{name}.sqlite")) as used:
+        used.execute("PRAGMA journal_mode = WAL")
+        used.execute("SELECT * FROM spawners").fetchall()
+        with pytest.raises(BackupError, match=rf"somebody uses .*/{name}\.sqlite: stop the hub"):
+            restore(*small, made)
+    assert not (tmp_path / ".hutch" / "seal").exists()
+    (tmp_path / f"{name}.sqlite").write_bytes(b"rubbish" * 999)
+    restore(*small, made)
 
 
 def server_of(hub: FacilityHub, visitor: Visitor) -> tuple[str, str]:
