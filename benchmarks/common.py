@@ -66,7 +66,7 @@ c.OpenStackSpawner.flavor = "m1.small"
 INSTANCE = """
 c.JupyterHub.spawner_class = "hub.launching.InstanceSpawner"
 c.Hutch.state_dir = {state_dir!r}
-c.Hutch.quotas = {"": {"instances": -1}}
+c.Hutch.quotas = {{"": {{"instances": -1}}}}
 """
 
 NOTHING = """
