@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -72,6 +73,11 @@ class Surroundings(FaultProxy):
             await self._stand_at(json.loads(answer.body)["port"]["fixed_ips"][0]["ip_address"])
         return answer
 
+    def let_go(self) -> None:
+        """Of the addresses: a machine that gets one of them later could not be reached."""
+        for address in self._agents:
+            subprocess.run(["ip", "address", "del", f"{address}/32", "dev", "lo"], check=True)
+
     async def _stand_at(self, address: str) -> None:
         if address in self._agents:
             return
@@ -107,6 +113,7 @@ def main() -> None:
         user_data = some_user_data(folder / "hub" / ".hutch" / "agent-tls")
         proxy = Surroundings(folder / "servers", user_data)
         in_background(proxy)
+        stack.callback(proxy.let_go)
         clouds_yaml = proxy.clouds_yaml(real.CLOUDS_YAML, folder)
         admin = stack.enter_context(real.connection("admin"))
         project = admin.identity.find_project("hutch").id
