@@ -21,7 +21,8 @@ from sqlalchemy import select
 from traitlets.config import Config
 
 from spawner.agent_client import wait_listening
-from spawner.cloud import Cloud, CloudError
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError
 from spawner.openstack import OpenStackSpawner
 from spawner.places import cloud_in, clouds
 from spawner.servers import address_of, instance_of

@@ -21,7 +21,7 @@ from sqlalchemy import bindparam, update
 from sqlalchemy.orm import Session
 from traitlets import default
 
-from spawner.cloud import CloudError, Trouble
+from spawner.cloud_errors import CloudError, Trouble
 from spawner.launch import LaunchError, LaunchLog, Stage
 from spawner.openstack import OpenStackSpawner
 

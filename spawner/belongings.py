@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .cloud import Cloud, CloudError, Trouble
+from .cloud import Cloud
+from .cloud_errors import CloudError, Trouble
 from .servers import Server, belongs_to
 
 GONE_WITHIN_SECONDS = 120

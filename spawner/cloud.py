@@ -31,9 +31,7 @@ import yaml
 
 from . import builders
 from .breaker import Breaker
-from .cloud_errors import CALL_ERRORS, MISCONFIGURED, cloud_error
-from .cloud_errors import CloudError as CloudError
-from .cloud_errors import Trouble as Trouble
+from .cloud_errors import CALL_ERRORS, MISCONFIGURED, CloudError, Trouble, cloud_error
 
 T = TypeVar("T")
 # what it warns of, at each try, is in the error that follows

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from . import belongings, builders
-from .cloud import CloudError, Trouble
+from .cloud_errors import CloudError, Trouble
 from .servers import Server, address_of_port, foremost
 from .settings import OpenStackSettings
 from .surroundings import Surroundings

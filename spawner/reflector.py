@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 
 from prometheus_client import Counter, Gauge
 
-from .cloud import CloudError
+from .cloud_errors import CloudError
 from .servers import Server, instance_of
 
 LISTINGS = Counter("hutch_cloud_listings", "Listings of the cloud's servers", ["cloud", "outcome"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from .agent_client import AgentClient
 from .agent_tls import HubIdentity
-from .cloud import Cloud, CloudError, Trouble
+from .cloud import Cloud
+from .cloud_errors import CloudError, Trouble
 from .reflector import Reflector
 from .settings import OpenStackSettings
 
@@ -34,12 +35,17 @@ def make_cloud(key: tuple[str, str, str], **options: int) -> Cloud:
 
 async def sign_in(spawner: OpenStackSettings) -> None:
     """At each of the site's clouds, ahead of the first launch, which takes half a second less; and what is wrong is said early."""
+    networks: dict[Cloud, set[str]] = {}
     for place in ("", *spawner.places):
-        cloud = Surroundings.of(spawner, place).cloud
+        networks.setdefault(Surroundings.of(spawner, place).cloud, set()).add(spawner.at(place, "network"))
+
+    async def one(cloud: Cloud) -> None:
         try:
-            await asyncio.gather(cloud.network_id(spawner.at(place, "network")), cloud.servers(spawner.deployment_id))
+            await asyncio.gather(cloud.servers(spawner.deployment_id), *map(cloud.network_id, networks[cloud]))
         except CloudError as error:
             spawner.log.error("nothing can be launched in %s: %s %s", cloud.label, error, error.detail)
+
+    await asyncio.gather(*map(one, networks))
 
 
 @dataclass

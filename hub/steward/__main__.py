@@ -14,7 +14,8 @@ import aiohttp
 import structlog
 from prometheus_client import Gauge, start_http_server
 
-from spawner.cloud import Cloud, CloudError
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError
 from spawner.openstack import OpenStackSpawner
 from spawner.places import clouds
 

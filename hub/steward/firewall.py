@@ -17,7 +17,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload
 
 from spawner.builders import mark, marked
-from spawner.cloud import Cloud, CloudError
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError
 
 from .. import firewall_hook, records
 from ..access import Terms

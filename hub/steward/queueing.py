@@ -9,7 +9,8 @@ from functools import partial
 import structlog
 from sqlalchemy.orm import Session
 
-from spawner.cloud import Cloud, CloudError
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError
 
 from .. import capacity, instances, queue
 from ..database.tables import Intent, Outcome, now

@@ -18,7 +18,8 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, joinedload
 
 from spawner import belongings
-from spawner.cloud import Cloud, CloudError
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError
 from spawner.places import cloud_in
 from spawner.servers import Server, instance_of, is_ended, task_of
 

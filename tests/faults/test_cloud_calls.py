@@ -22,7 +22,8 @@ from sentences import is_plain
 from spawner_alone import SpawnerAlone, spawner_alone
 
 from spawner import belongings
-from spawner.cloud import Cloud, CloudError
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError
 from spawner.devcloud.process import running
 from spawner.launch import LaunchError
 from spawner.servers import Server, instance_of

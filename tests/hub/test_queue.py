@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hub.capacity import CAPACITY, QUOTA, Room
 from hub.queue import FIRST_PAUSE, LONGEST_PAUSE, TURN, Waiting, estimated, in_order, may_pass, turns
-from spawner.cloud import Trouble
+from spawner.cloud_errors import Trouble
 
 pytestmark = pytest.mark.any_database
 

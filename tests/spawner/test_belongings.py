@@ -11,7 +11,8 @@ from running_hub import PATIENCE_SECONDS
 from spawner_alone import spawner_alone
 
 from spawner import belongings
-from spawner.cloud import Cloud, CloudError
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError
 from spawner.devcloud.process import DevcloudProcess
 from spawner.launch import LaunchError
 

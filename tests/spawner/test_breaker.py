@@ -12,7 +12,8 @@ from prometheus_client import REGISTRY
 from spawner_alone import spawner_alone
 
 from spawner.breaker import UNANSWERED_IN_A_ROW, Breaker
-from spawner.cloud import Cloud, CloudError, Trouble
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError, Trouble
 from spawner.devcloud.process import DevcloudProcess
 from spawner.launch import LaunchError
 

@@ -12,8 +12,8 @@ import requests
 import requests.exceptions as http_errors
 from keystoneauth1.session import Session
 
-from spawner.cloud import Cloud, CloudError, Trouble, _next_page, read_environment_once
-from spawner.cloud_errors import cloud_error
+from spawner.cloud import Cloud, _next_page, read_environment_once
+from spawner.cloud_errors import CloudError, Trouble, cloud_error
 from spawner.devcloud.process import DevcloudProcess
 
 HTML = "<html><title>503 Service Unavailable</title></html>"

@@ -105,10 +105,13 @@ def test_nobody_but_hub_and_proxy_is_let_in(hub):
         requests.get(f"{url.replace('https', 'http')}/user/ann/closed/api", timeout=30)
 
 
+def key_and_certificate(hub: RunningHub) -> list[str]:
+    return [str(hub.folder / f"internal-ssl/hub-internal/hub-internal.{kind}") for kind in ("key", "crt")]
+
+
 def test_a_notebook_trusts_the_hubs_authority_and_no_public_one(hub):
     start(hub, "trust")
-    folder = hub.folder / "internal-ssl" / "hub-internal"
-    names = [str(folder / f"hub-internal.{kind}") for kind in ("key", "crt")]
+    names = key_and_certificate(hub)
     trusted = notebook.hub_context(*names, cafile=str(hub.folder / "internal-ssl" / "hub-ca_trust.crt"))
     assert trusted and 0 < len(trusted.get_ca_certs()) < 9 < len(make_ssl_context(*names).get_ca_certs())
     assert (trusted.verify_mode, trusted.check_hostname) == (ssl.CERT_REQUIRED, True)
@@ -126,8 +129,7 @@ assert auth.make_ssl_context is extension.make_ssl_context is notebook.hub_conte
 
 
 def test_the_hub_reads_the_authorities_once_and_not_at_each_launch(hub):
-    folder = hub.folder / "internal-ssl" / "hub-internal"
-    names = [str(folder / f"hub-internal.{kind}") for kind in ("key", "crt")]
+    names = key_and_certificate(hub)
     assert jupyterhub.user.make_ssl_context(*names, cafile="") is jupyterhub.user.make_ssl_context(*names, cafile="")
 
 

@@ -11,7 +11,8 @@ import pytest
 from spawner_alone import spawner_alone
 
 from spawner.agent_client import AgentFailed, AgentMismatch, AgentUnreachable
-from spawner.cloud import Cloud, CloudError, Trouble
+from spawner.cloud import Cloud
+from spawner.cloud_errors import CloudError, Trouble
 from spawner.devcloud.process import DevcloudProcess
 from spawner.launch import LaunchError
 from spawner.openstack import OpenStackSpawner

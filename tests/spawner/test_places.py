@@ -11,7 +11,7 @@ from spawner_alone import SpawnerAlone, spawner_alone
 from traitlets import TraitError
 from traitlets.config import Config
 
-from spawner.cloud import CloudError
+from spawner.cloud_errors import CloudError
 from spawner.devcloud.process import DevcloudProcess, running
 from spawner.launch import LaunchError
 from spawner.openstack import OpenStackSpawner

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from running_hub import PATIENCE_SECONDS
 
-from spawner.cloud import CloudError, Trouble
+from spawner.cloud_errors import CloudError, Trouble
 from spawner.reflector import Reflector
 
 UNANSWERED = CloudError(Trouble.UNANSWERED, "The cloud did not answer.", "503")
