@@ -36,6 +36,16 @@ class BackupError(HutchError):
 
 
 @contextmanager
+def _readable_by_us_alone() -> Iterator[None]:
+    """What is written meanwhile, other programs' files too. Of a process there is one umask: what comes after has its own again."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def _in_a_sentence(what: str) -> Iterator[None]:
     try:
         yield
@@ -47,9 +57,9 @@ def databases(config: Config, hutch: Hutch) -> dict[str, URL]:
     return {"jupyterhub": make_url(config.JupyterHub.db_url), "hutch": make_url(hutch.database_url)}
 
 
+@_readable_by_us_alone()
 def backup(config: Config, hutch: Hutch, folder: Path, keep: int) -> Path:
     """Writes a new folder below `folder`, which is there whole or not at all, and then deletes all but the newest `keep`."""
-    os.umask(0o077)
     made = folder / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}"
     partial = made.with_suffix(".partial")
     if made.resolve().is_relative_to(Path(hutch.state_dir).resolve()):
@@ -68,9 +78,9 @@ def backup(config: Config, hutch: Hutch, folder: Path, keep: int) -> Path:
     return made
 
 
+@_readable_by_us_alone()
 def restore(config: Config, hutch: Hutch, made: Path) -> None:
     """Puts the databases and the keys in the place of those that are there. Cut off, it can be repeated."""
-    os.umask(0o077)
     urls = databases(config, hutch)
     if missing := [name for name in (*urls, "state") if not (made / name).exists()]:
         raise BackupError(f"{made} is not a whole backup: it has no {' and no '.join(missing)}")

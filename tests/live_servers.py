@@ -192,6 +192,7 @@ def mariadb() -> Iterator[MariaDB]:
         # one statement a line
         account_made = "CREATE USER hutch@'127.0.0.1';\nGRANT ALL ON *.* TO hutch@'127.0.0.1' WITH GRANT OPTION;\n"
         (folder / "init.sql").write_text(account_made)
+        (folder / "init.sql").chmod(0o644)
         options = {
             "datadir": data,
             "port": server.port,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import sqlite3
@@ -85,6 +86,14 @@ def test_what_keeps_a_backup_from_being_made_is_said_in_a_sentence(small, tmp_pa
     with pytest.raises(BackupError, match="nothing was kept: unable to open database file"):
         backup(*small, tmp_path / "backups", 1)
     assert not list((tmp_path / "backups").iterdir())
+
+
+def test_files_written_after_a_backup_are_as_readable_as_before_it(small, tmp_path):
+    before = os.umask(0o027)
+    restore(*small, backup(*small, tmp_path / "backups", 1))
+    with pytest.raises(BackupError):
+        restore(*small, tmp_path / "nothing")
+    assert os.umask(before) == 0o027
 
 
 @pytest.mark.parametrize("keep", [0, 5000], ids=["not-a-database", "half-of-one"])
