@@ -25,6 +25,7 @@ from spawner.servers import Server, instance_of, is_ended, task_of
 
 from .. import instances, notices, queue
 from ..database.tables import Instance, Intent, IntentKind, Outcome, User, now
+from ..errors import HutchError
 from ..facility import Facility
 from ..group_sync import runs_done
 from ..services import STEWARD
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 # a stop that the hub has not carried out by then was cut off
 STOP_OVERDUE = timedelta(minutes=2)
 AGAIN_SECONDS = 30.0
+PURGED_AT_A_TIME = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,21 @@ def expire(session: Session, grace: timedelta) -> list[Launched]:
 
 
 async def purge(facility: Facility, clouds: Mapping[str, Cloud]) -> None:
-    """Deletes the servers of instances that were marked, when their grace is over."""
-    due = await facility.ask(lambda session: [(one.id, one.place) for one in instances.due_for_purge(session, now())])
-    for instance_id, place in due:
+    """Deletes the servers of instances that were marked, when their grace is over. One that will not go holds up few others."""
+    room = asyncio.Semaphore(PURGED_AT_A_TIME)
+
+    async def one(instance_id: str, place: str) -> None:
         try:
-            count = await belongings.remove(cloud_in(clouds, place), facility.deployment_id, instance_id)
-        except (CloudError, TimeoutError) as error:
+            async with room:
+                count = await belongings.remove(cloud_in(clouds, place), facility.deployment_id, instance_id)
+            await facility.ask(partial(_purged, instance_id=instance_id))
+        except (CloudError, HutchError, TimeoutError) as error:
             log.warning("purge put off", instance=instance_id, error=str(error))
-            continue
-        await facility.ask(partial(_purged, instance_id=instance_id))
-        log.info("purged", instance=instance_id, deleted=count)
+        else:
+            log.info("purged", instance=instance_id, deleted=count)
+
+    due = await facility.ask(lambda session: [(one.id, one.place) for one in instances.due_for_purge(session, now())])
+    await asyncio.gather(*(one(*each) for each in due))
 
 
 def _purged(session: Session, instance_id: str) -> None:

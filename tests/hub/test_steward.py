@@ -88,6 +88,20 @@ def test_a_purge_that_the_cloud_fails_is_repeated(hub, call):
     assert hub.servers(visitor) == hub.ports(visitor) == []
 
 
+def test_a_server_that_will_not_go_keeps_no_other_from_being_purged(hub):
+    (stuck, first), (other, second) = deleted(hub), deleted(hub)
+    (server,) = hub.servers(stuck)
+    # it is taken as done, and nothing is
+    fault = {"method": "DELETE", "path": f"/servers/{server['id']}", "action": "status", "status": 404}
+    hub.devcloud.fault(**fault, times=None)
+    make_due(hub, first)
+    make_due(hub, second)
+    until(lambda: hub.instance(other).purged_at, "the other one is purged")
+    assert hub.instance(stuck).purged_at is None and hub.servers(stuck)
+    hub.devcloud.trouble(server["id"], "forget")
+    until(lambda: hub.instance(stuck).purged_at, "what is gone by now is purged")
+
+
 def test_an_instance_without_anything_in_the_cloud_is_purged(hub):
     visitor, instance = deleted(hub)
     (server,), (port,) = hub.servers(visitor), hub.ports(visitor)
