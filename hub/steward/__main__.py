@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+import fcntl
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import aiohttp
 import structlog
 from prometheus_client import Gauge, start_http_server
+from traitlets.config import Config
 
 from spawner.cloud import Cloud
 from spawner.cloud_errors import CloudError
@@ -155,8 +157,20 @@ async def _served(hub: aiohttp.ClientSession) -> dict[tuple[str, str], bool]:
     return served
 
 
-async def serve() -> None:
-    config = configuration.read()
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Of two stewards with one state_dir the second waits until the first ends, however that does. With two, the seal tells."""
+    with (folder / "steward.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("another steward is at work; this one waits until that ends", lock=file.name)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            log.info("the other steward has ended; this one goes on")
+        yield
+
+
+async def serve(config: Config) -> None:
     facility = Facility.of(config)
     async with hub_session(TIMEOUT_SECONDS) as hub:
         steward = Steward(facility, clouds(config), hub)
@@ -187,5 +201,6 @@ def _show_metrics(port: int) -> None:
 
 if __name__ == "__main__":
     service.begin()
-    with suppress(KeyboardInterrupt):
-        asyncio.run(serve())
+    config = configuration.read()
+    with suppress(KeyboardInterrupt), alone(Path(configuration.Hutch(config=config).state_dir)):
+        asyncio.run(serve(config))

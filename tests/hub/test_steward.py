@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import psutil
 import pytest
 from databases import upgrade
 from facility_hub import FacilityHub, Visitor
@@ -278,3 +282,31 @@ def test_a_launch_that_is_done_though_its_hub_could_not_write_that_down_is_concl
     hub.change(lambda session: setattr(session.get_one(Intent, launch.id), "outcome", None))
     assert hub.until_intent(visitor, outcome="done").id == launch.id
     assert hub.server(visitor.login, "films")["ready"]
+
+
+def stewards(hub: FacilityHub) -> list[psutil.Process]:
+    """Those that the hub started."""
+    assert hub.process
+    below = psutil.Process(hub.process.pid).children()
+    return [one for one in below if one.status() != psutil.STATUS_ZOMBIE and "hub.steward" in one.cmdline()]
+
+
+@pytest.mark.any_database
+def test_of_two_stewards_one_acts_and_the_other_takes_over_when_it_dies(hub, tmp_path):
+    waits = "another steward is at work"
+    (first,) = until(lambda: stewards(hub), "the hub has started its steward")
+    with (tmp_path / "log").open("w") as log:
+        own = {**first.environ(), "HUTCH_HUB_PID": str(os.getpid())}
+        second = subprocess.Popen([sys.executable, "-m", "hub.steward"], env=own, cwd=hub.folder, stdout=log, stderr=log)
+    try:
+        until(lambda: waits in (tmp_path / "log").read_text() or second.poll() is not None, "the second one waits")
+        first.kill()
+        _, instance = deleted(hub)
+        make_due(hub, instance)
+        until(lambda: f"instance={instance.id}" in (tmp_path / "log").read_text(), "the second one has purged the instance")
+        assert (tmp_path / "log").read_text().count(waits) == 1
+        until(lambda: waits in hub.log(), "the hub's own, started again, waits as well")
+    finally:
+        second.kill()
+        second.wait()
+    until(lambda: "the other steward has ended" in hub.log(), "the hub's own goes on")
