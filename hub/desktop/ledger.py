@@ -6,10 +6,10 @@ A row is of one connection with one right; another right begins another row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from ..database.tables import DesktopSession, EtlRun, InstanceEvent, UserGroup, UserRole
@@ -19,13 +19,10 @@ RELAY_ENDED = "relay-ended"
 # how long people have to come back after a restart, as if they had never left
 BACK_WITHIN = timedelta(seconds=20)
 COLUMNS = ("bytes_out", "bytes_in", "keys", "pointers")
-
-
 AT_THE_SAME_TIME = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Newest:
+class Newest(NamedTuple):
     """How far the records have come."""
 
     event: int = 0
@@ -34,38 +31,11 @@ class Newest:
     expired: int = 0
 
 
-@dataclass(slots=True)
-class Line:
-    """One row, as it is now. id: None until it is written."""
-
-    instance_id: str
-    user_id: str
-    part: str
-    control: bool
-    started_at: datetime
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0))
-    last_input_at: datetime | None = None
-    ended_at: datetime | None = None
-    end_reason: str = ""
-    id: int | None = None
-    written_at: datetime | None = None
-
-
-def write(session: Session, lines: Sequence[Line]) -> list[int]:
-    """Adds or updates the rows, in one transaction, and returns their ids."""
-    ids = []
-    for line in lines:
-        facts = {**line.counts, "last_input_at": line.last_input_at, "ended_at": line.ended_at, "end_reason": line.end_reason}
-        if line.id is None:
-            who = {name: getattr(line, name) for name in ("instance_id", "user_id", "part", "control", "started_at")}
-            row = DesktopSession(**who, **facts)
-            session.add(row)
-            session.flush()
-            ids.append(row.id)
-        else:
-            session.execute(update(DesktopSession).where(DesktopSession.id == line.id).values(facts))
-            ids.append(line.id)
-    return ids
+def write(session: Session, rows: Sequence[DesktopSession]) -> list[int]:
+    """Adds or updates the rows, in one transaction, and returns their ids. What is given stays outside of the session."""
+    kept = [session.merge(row) for row in rows]
+    session.flush()
+    return [row.id for row in kept]
 
 
 def close_open(session: Session, number: int, relays: int, at: datetime) -> dict[str, dict[str, bool]]:
@@ -87,12 +57,11 @@ def close_open(session: Session, number: int, relays: int, at: datetime) -> dict
 
 def newest(session: Session, at: datetime) -> Newest:
     """Changes when somebody's rights may have: by an event of an instance, a run, or a part in the facility that has expired."""
-    expired = [select(func.count()).where(table.expires_at <= at).scalar_subquery() for table in (UserRole, UserGroup)]
+    roles, groups = (select(func.count()).where(table.expires_at <= at).scalar_subquery() for table in (UserRole, UserGroup))
     last, run = (select(func.coalesce(func.max(table.id), 0)).scalar_subquery() for table in (InstanceEvent, EtlRun))
     # of two that are written at the same time, the older can come into sight after the newer
     lately = select(func.count()).where(InstanceEvent.id > last - AT_THE_SAME_TIME).scalar_subquery()
-    event, recent, load, roles, groups = session.execute(select(last, lately, run, *expired)).one()
-    return Newest(event, recent, load, roles + groups)
+    return Newest(*session.execute(select(last, lately, run, roles + groups)).one())
 
 
 def concerned(session: Session, since: Newest) -> set[str]:

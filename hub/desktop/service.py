@@ -29,7 +29,7 @@ from spawner.agent_client import AgentClient, AgentError
 
 from ..access import Person, Place, Right, Terms
 from ..access.desktops import CONTROL
-from ..database.tables import Instance, User, now
+from ..database.tables import DesktopSession, Instance, User, now
 from ..errors import HutchError
 from ..facility import Facility
 from ..records import find_person, find_place
@@ -85,7 +85,8 @@ class Relay:
         self.prefix, self.origin = prefix, origin
         self.desktops: dict[str, Desktop] = {}
         self.numbers = itertools.count(1)
-        self.lines: list[ledger.Line] = []
+        # with when they were written last
+        self.lines: dict[DesktopSession, datetime | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.newest = ledger.Newest()
         self._expected: dict[str, dict[str, bool]] = {}
@@ -219,13 +220,14 @@ class Relay:
                 self.later(self._note(desktop, desktop.input_at))
                 desktop.input_at, desktop.noted_at = None, asyncio.get_running_loop().time()
         every = timedelta(seconds=WRITE_SECONDS)
-        due = [line for line in self.lines if line.written_at is None or line.ended_at or at - line.written_at >= every]
+        due = [line for line, written_at in self.lines.items() if not written_at or line.ended_at or at - written_at >= every]
         if due:
             # those that end while the others are written are written at the next pass
-            ended = {id(line) for line in due if line.ended_at}
-            for line, number in zip(due, await self.facility.ask(partial(ledger.write, lines=due)), strict=True):
-                line.id, line.written_at = number, at
-            self.lines = [line for line in self.lines if id(line) not in ended]
+            ended = [line for line in due if line.ended_at]
+            for line, number in zip(due, await self.facility.ask(partial(ledger.write, rows=due)), strict=True):
+                line.id, self.lines[line] = number, at
+            for line in ended:
+                del self.lines[line]
 
     async def _note(self, desktop: Desktop, at: datetime) -> None:
         try:
@@ -283,7 +285,7 @@ class Guest:
         self.width, self.height, self.layout = 1280, 800, "us"
         self.person: Person
         self.desktop: Desktop | None = None
-        self.line: ledger.Line | None = None
+        self.line: DesktopSession | None = None
         self._known: Known | None = None
         self._counted: dict[str, int] = dict.fromkeys(ledger.COLUMNS, 0)
         self._seen: dict[str, Any] = {}
@@ -359,8 +361,9 @@ class Guest:
         assert self.desktop
         self._close_line("right-changed")
         self.right = right
-        self.line = ledger.Line(self.instance_id, self.person.id, part, right == CONTROL, now())
-        self.relay.lines.append(self.line)
+        who = {"instance_id": self.instance_id, "user_id": self.person.id, "part": part}
+        self.line = DesktopSession(**who, control=right == CONTROL, started_at=now())
+        self.relay.lines[self.line] = None
         self._open()
 
     def _open(self) -> None:
@@ -459,7 +462,7 @@ class Guest:
         """What went through since this row began; the connection counts on over its sessions."""
         if self.line:
             for name in ledger.COLUMNS:
-                self.line.counts[name] = getattr(self.connection.counts, name) - self._counted[name]
+                setattr(self.line, name, getattr(self.connection.counts, name) - self._counted[name])
 
     def _close_line(self, reason: str) -> None:
         self.count()

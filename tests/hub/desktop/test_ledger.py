@@ -12,7 +12,7 @@ from hub import instances
 from hub.database.engine import open_database, sessions
 from hub.database.tables import DesktopSession, EtlRun, Plan, User, UserRole
 from hub.desktop import ledger, relay_of, tickets
-from hub.desktop.ledger import BACK_WITHIN, RELAY_ENDED, Line
+from hub.desktop.ledger import BACK_WITHIN, RELAY_ENDED
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 A_SECOND = timedelta(seconds=1)
@@ -40,15 +40,16 @@ def launched(session, name: str) -> str:
     return instances.create(session, **facts, experiment_ids=[], lifetime=None).id
 
 
-def line(instance: str, who: str, control: bool = False, ended: timedelta | None = None, why: str = "") -> Line:
+def line(instance: str, who: str, control: bool = False, ended: timedelta | None = None, why: str = "") -> DesktopSession:
     at = None if ended is None else NOW + ended
-    return Line(instance, who, "driver", control, NOW - 60 * A_SECOND, ended_at=at, end_reason=why)
+    facts = {"instance_id": instance, "user_id": who, "part": "driver", "control": control}
+    return DesktopSession(**facts, started_at=NOW - 60 * A_SECOND, ended_at=at, end_reason=why)
 
 
 def test_a_row_is_written_once_and_brought_up_to_date(session, instance):
     one, other = line(instance, "ann", True), line(instance, "bob")
     one.id, other.id = ledger.write(session, [one, other])
-    one.counts |= {"keys": 7, "bytes_out": 2**40}
+    one.keys, one.bytes_out = 7, 2**40
     one.ended_at, one.end_reason, one.last_input_at = NOW, "sent-away", NOW
     assert ledger.write(session, [one]) == [one.id]
     session.expire_all()
