@@ -6,28 +6,15 @@ can still be explained. All times are UTC and timezone-aware.
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    ColumnElement,
-    DateTime,
-    ForeignKey,
-    Index,
-    LargeBinary,
-    MetaData,
-    String,
-    Text,
-    TypeDecorator,
-    or_,
-    text,
-)
-from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column, relationship
+from sqlalchemy import JSON, BigInteger, ColumnElement, ForeignKey, Index, LargeBinary, String, Text, or_, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from .base import Base, Named, Numbered, OfInstance, Record, now
 
 
 class MemberOf(StrEnum):
@@ -67,67 +54,6 @@ class Outcome(StrEnum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-
-class UTCDateTime(TypeDecorator[datetime]):
-    """Timezone-aware in and out, UTC in the database; SQLite keeps no zone of its own."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone; use datetime.now(UTC)")
-        return value.astimezone(UTC)
-
-    def result_processor(self, dialect: Any, coltype: Any) -> Any:
-        # asked of each cell: psycopg gives UTC already, as the connection's time zone is; SQLite keeps text
-        if dialect.name == "postgresql":
-            return None
-        return lambda text: None if text is None else datetime.fromisoformat(f"{text}+00:00")
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(column_0_label)s",
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {datetime: UTCDateTime, str: String(250), dict[str, Any]: JSON}  # noqa: RUF012
-
-    @declared_attr.directive
-    def __tablename__(cls) -> str:
-        """Of `EtlRun`, `etl_run`."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-
-
-class Record:
-    """What each facility record carries: where it came from, and when it ceased to be so (None = it holds)."""
-
-    source: Mapped[str] = mapped_column(default="")
-    run_id: Mapped[int | None] = mapped_column(ForeignKey("etl_run.id"), default=None)
-    ended_at: Mapped[datetime | None] = mapped_column(default=None)
-
-
-class Numbered:
-    """Its number stands first in its table."""
-
-    id: Mapped[int] = mapped_column(primary_key=True, sort_order=-2)
-
-
-class OfInstance:
-    """What there may be several of for one instance."""
-
-    instance_id: Mapped[str] = mapped_column(ForeignKey("instance.id"), index=True, sort_order=-1)
 
 
 class EtlRun(Numbered, Base):
@@ -177,17 +103,15 @@ class EtlRejection(Numbered, Base):
 # --- facility records
 
 
-class Affiliation(Record, Base):
-    id: Mapped[str] = mapped_column(primary_key=True)
+class Affiliation(Named, Record, Base):
     name: Mapped[str]
     town: Mapped[str | None]
     country: Mapped[str | None]
 
 
-class User(Record, Base):
+class User(Named, Record, Base):
     """id is the user office's; login is the name at the sign-on and in JupyterHub."""
 
-    id: Mapped[str] = mapped_column(primary_key=True)
     login: Mapped[str] = mapped_column(unique=True)
     given_name: Mapped[str]
     family_name: Mapped[str]
@@ -210,14 +134,12 @@ class User(Record, Base):
         return f"{self.given_name} {self.family_name}".strip()
 
 
-class Instrument(Record, Base):
-    id: Mapped[str] = mapped_column(primary_key=True)
+class Instrument(Named, Record, Base):
     name: Mapped[str]
     description: Mapped[str | None] = mapped_column(Text)
 
 
-class Proposal(Record, Base):
-    id: Mapped[str] = mapped_column(primary_key=True)
+class Proposal(Named, Record, Base):
     title: Mapped[str] = mapped_column(Text)
     summary: Mapped[str | None] = mapped_column(Text)
     url: Mapped[str | None] = mapped_column(Text)
@@ -226,10 +148,9 @@ class Proposal(Record, Base):
     public_at: Mapped[datetime | None]
 
 
-class Experiment(Record, Base):
+class Experiment(Named, Record, Base):
     """One visit: a proposal, an instrument, dates. A missing date is an open end."""
 
-    id: Mapped[str] = mapped_column(primary_key=True)
     proposal_id: Mapped[str] = mapped_column(ForeignKey("proposal.id"), index=True)
     instrument_id: Mapped[str] = mapped_column(ForeignKey("instrument.id"), index=True)
     title: Mapped[str | None] = mapped_column(Text)
@@ -318,7 +239,7 @@ class Notice(Numbered, Base):
 # --- catalogue
 
 
-class Plan(Record, Base):
+class Plan(Named, Record, Base):
     """A Glance image and a Nova flavor (each by name or id) under one name that users pick.
 
     limits: who may pick it: those for whom one of the entries holds; none = everybody. An entry holds when all that it names
@@ -327,7 +248,6 @@ class Plan(Record, Base):
     places: names of the site's places where it may be launched, the first that has room; none = that of the spawner's own settings.
     """
 
-    id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     description: Mapped[str | None] = mapped_column(Text)
     image: Mapped[str]

@@ -12,7 +12,8 @@ from etl.diff import compare, ids
 from etl.frames import FAULT, LINE, PLACE, SourceError
 from etl.schema import SHAPES, TIME
 from etl.validate import ENDED, SOURCE, Ids, Sieve
-from hub.database.tables import Base, MemberOf, User, UTCDateTime
+from hub.database.base import UTCDateTime
+from hub.database.tables import Base, MemberOf, User
 
 TODAY = datetime(2026, 3, 10, tzinfo=UTC)
 
