@@ -8,10 +8,10 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, cast, func, literal, null, select, true, union_all
+from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, func, literal, select, true, union_all
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from .access import Consent, Grant, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, holding, quota
+from .access import Consent, Limit, Person, Place, PlanOffer, Quota, Terms, Usage, Visit, quota
 from .database.engine import rows
 from .database.tables import (
     Experiment,
@@ -34,21 +34,20 @@ from .firewall import Subject
 # --- what every page and every launch asks: few queries, of columns, built once because that takes longer than the answer
 
 
-def _granted(kind: str, table: Any, name: Any, expires_at: Any) -> Select:
-    columns = literal(kind).label("kind"), name.label("name"), expires_at.label("expires_at")
-    return select(*columns).where(table.user_id == _THIS, table.ended_at.is_(None))
+def _held(kind: str, name: Any, holds: ColumnElement[bool]) -> Select:
+    return select(literal(kind).label("kind"), name.label("name")).where(name.class_.user_id == _THIS, holds)
 
 
 _IS_THIS = User.login == bindparam("login"), User.ended_at.is_(None)
 _THIS = select(User.id).where(*_IS_THIS).scalar_subquery()
-_GRANTS = union_all(
-    _granted("role", UserRole, UserRole.role, UserRole.expires_at),
-    _granted("group", UserGroup, UserGroup.group, UserGroup.expires_at),
-    _granted("instrument", InstrumentScientist, InstrumentScientist.instrument_id, null()),
+_HOLDS = union_all(
+    _held("role", UserRole.role, UserRole.held(bindparam("at"))),
+    _held("group", UserGroup.group, UserGroup.held(bindparam("at"))),
+    _held("instrument", InstrumentScientist.instrument_id, InstrumentScientist.ended_at.is_(None)),
 ).subquery()
 _QUOTAS = User.instances_allotted, User.instance_quota, User.core_quota
 _WHO = User.id, User.login, User.given_name, User.family_name, *_QUOTAS
-PERSON = select(*_WHO, _GRANTS.c.kind, _GRANTS.c.name, _GRANTS.c.expires_at).outerjoin(_GRANTS, true()).where(*_IS_THIS)
+PERSON = select(*_WHO, _HOLDS.c.kind, _HOLDS.c.name).outerjoin(_HOLDS, true()).where(*_IS_THIS)
 
 _IS_MEMBER = (
     (ExperimentMember.experiment_id == Experiment.id)
@@ -116,12 +115,12 @@ CONSENT = (
 
 def find_person(session: Session, login: str, terms: Terms) -> Person | None:
     """The person who signs on as `login`, or None when the facility does not know them (any more)."""
-    found = rows(session, PERSON, {"login": login}).all()
+    found = rows(session, PERSON, {"login": login, "at": terms.at}).all()
     if not found:
         return None
     user_id, login, given_name, family_name, allotted, instances, cores, *_ = found[0]
-    held = [Grant(kind, name, expires_at) for *_, kind, name, expires_at in found if kind]
-    roles, groups, instruments = (holding(held, kind, terms.at) for kind in ("role", "group", "instrument"))
+    kinds = "role", "group", "instrument"
+    roles, groups, instruments = (frozenset(name for *_, of, name in found if of == kind) for kind in kinds)
     allowed = quota(terms, roles | groups, allotted=allotted, own=Quota(instances, cores))
     assert allowed.instances is not None and allowed.cores is not None
     name = f"{given_name} {family_name}".strip()

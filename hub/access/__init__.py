@@ -11,7 +11,6 @@ from .facts import (
     UNLIMITED,
     Consent,
     Decision,
-    Grant,
     Limit,
     Person,
     Place,
@@ -21,7 +20,6 @@ from .facts import (
     Usage,
     Visit,
     WhenOwnerLeaves,
-    holding,
     ref,
 )
 from .instances import ENTERING, MAY, TASKS, Action, Part, Task, may_act, may_run, parts_of

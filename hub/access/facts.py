@@ -56,20 +56,6 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """What a record gives a person until it expires. kind: 'role', 'group', or 'instrument' (to look after)."""
-
-    kind: str
-    name: str
-    expires_at: datetime | None = None
-
-
-def holding(grants: Iterable[Grant], kind: str, at: datetime) -> frozenset[str]:
-    """What has expired is absent; the moment of its expiry is the first without it."""
-    return frozenset(one.name for one in grants if one.kind == kind and (one.expires_at is None or one.expires_at > at))
-
-
-@dataclass(frozen=True, slots=True)
 class Person:
     """A user of the facility as the rules see them, with nothing that has expired."""
 

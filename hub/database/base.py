@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, String, TypeDecorator
+from sqlalchemy import JSON, ColumnElement, DateTime, ForeignKey, MetaData, String, TypeDecorator, or_
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
 
@@ -57,6 +57,17 @@ class Record:
     source: Mapped[str] = mapped_column(default="")
     run_id: Mapped[int | None] = mapped_column(ForeignKey("etl_run.id"), default=None)
     ended_at: Mapped[datetime | None] = mapped_column(default=None)
+
+
+class Expiring(Record):
+    """What is held until expires_at (None = without end)."""
+
+    expires_at: Mapped[datetime | None]
+
+    @classmethod
+    def held(cls, at: Any) -> ColumnElement[bool]:
+        """For queries: it has neither ended nor expired. The moment of its expiry is the first without it."""
+        return cls.ended_at.is_(None) & or_(cls.expires_at.is_(None), cls.expires_at > at)
 
 
 class Numbered:

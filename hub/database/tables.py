@@ -11,10 +11,10 @@ from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, ForeignKey, Index, LargeBinary, String, Text, or_, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from .base import Base, Named, Numbered, OfInstance, Record, now
+from .base import Base, Expiring, Named, Numbered, OfInstance, Record, now
 
 
 class MemberOf(StrEnum):
@@ -177,27 +177,20 @@ class InstrumentScientist(Record, Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True, index=True)
 
 
-class UserRole(Record, Base):
-    """A facility role, until expires_at (None = without end)."""
+class UserRole(Expiring, Base):
+    """A facility role."""
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True)
     role: Mapped[str] = mapped_column(primary_key=True)
-    expires_at: Mapped[datetime | None]
 
     user: Mapped[User] = relationship(back_populates="roles")
 
-    @classmethod
-    def held(cls, at: datetime) -> ColumnElement[bool]:
-        """For queries: it has neither ended nor expired."""
-        return cls.ended_at.is_(None) & or_(cls.expires_at.is_(None), cls.expires_at > at)
 
-
-class UserGroup(Record, Base):
-    """A person in a group of people, such as a school or a project, until expires_at (None = without end)."""
+class UserGroup(Expiring, Base):
+    """A person in a group of people, such as a school or a project."""
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id"), primary_key=True)
     group: Mapped[str] = mapped_column(primary_key=True, index=True)
-    expires_at: Mapped[datetime | None]
 
 
 # --- who is who

@@ -15,7 +15,6 @@ from hub.access import (
     Action,
     Consent,
     Decision,
-    Grant,
     Limit,
     Part,
     Person,
@@ -26,7 +25,6 @@ from hub.access import (
     Terms,
     Usage,
     Visit,
-    holding,
     lifetime,
     may_act,
     may_add_cores,
@@ -455,16 +453,6 @@ def test_every_refusal_says_why_and_every_decision_names_its_rule_and_records(wh
     for decision in (may_launch(who, offer, chosen, usage, terms), *(may_act(who, action, where, terms) for action in Action)):
         assert decision.rule and decision.records
         assert decision.allowed or decision.reason.endswith(".")
-
-
-grants = st.builds(Grant, st.sampled_from(["role", "group", "instrument"]), names, st.none() | moments)
-
-
-@given(st.lists(grants), st.lists(grants))
-def test_what_has_expired_is_as_if_it_had_never_been(held, others):
-    expired = [replace(one, expires_at=NOW - A_DAY) for one in others]
-    for kind in ("role", "group", "instrument"):
-        assert holding(held + expired, kind, NOW) == holding(held, kind, NOW)
 
 
 @given(people, plans, some_visits, usages, places, some_terms, st.randoms())

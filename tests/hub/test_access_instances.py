@@ -13,7 +13,6 @@ from hub.access import (
     TASKS,
     Action,
     Consent,
-    Grant,
     Part,
     Person,
     Place,
@@ -21,7 +20,6 @@ from hub.access import (
     Task,
     Terms,
     Visit,
-    holding,
     may_act,
     may_run,
     standing,
@@ -245,17 +243,6 @@ def test_what_may_be_done_with_an_instance(who, where, action, cell):
     assert (bool(decision), decision.rule if not decision else None) == (cell == "+", RULES[cell])
     assert decision.records
     assert decision.allowed or decision.reason.endswith(".")
-
-
-HOLDERS = [f"role {role}" for role in FacilityRole] + ["instrument ID16", "group school"]
-TIMES = {"without-end": None, "in-a-second": NOW + A_SECOND, "now": NOW, "a-year-ago": NOW - 365 * A_DAY}
-
-
-@pytest.mark.parametrize(("holding_what", "expiry"), product(HOLDERS, TIMES), ids=str)
-def test_what_has_expired_is_absent(holding_what, expiry):
-    kind, name = holding_what.split()
-    grants = [Grant(kind, name, TIMES[expiry])]
-    assert holding(grants, kind, NOW) == ({name} if expiry in ("without-end", "in-a-second") else frozenset())
 
 
 @pytest.mark.parametrize("action", Action)
