@@ -16,4 +16,6 @@ def hub_session(timeout_seconds: float) -> aiohttp.ClientSession:
     tls = make_ssl_context(*(os.environ.get(f"JUPYTERHUB_SSL_{name}", "") for name in ("KEYFILE", "CERTFILE", "CLIENT_CA")))
     # no limit: who watches a launch holds a connection for as long
     timeout, connector = aiohttp.ClientTimeout(total=timeout_seconds), aiohttp.TCPConnector(ssl=tls or True, limit=0)
-    return aiohttp.ClientSession(base, headers=headers, timeout=timeout, connector=connector)
+    # what the hub would set for one person is not sent for another
+    jar = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(base, headers=headers, timeout=timeout, connector=connector, cookie_jar=jar)
