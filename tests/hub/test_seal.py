@@ -26,15 +26,16 @@ pytestmark = pytest.mark.any_database
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path, monkeypatch):
     """A database whose steward has worked, and the folder with the file beside it."""
     (tmp_path / "jupyterhub_config.py").write_text("c = get_config()\n")
+    monkeypatch.setenv("HUTCH_CONFIG", str(tmp_path / "jupyterhub_config.py"))
     folder = tmp_path / ".hutch"
     database = open_database(f"sqlite:///{folder / 'hutch.sqlite'}")
     upgrade(database)
     deployment_id(database)
     assert holds(database, folder) and seal.renew(database, folder)
-    return SimpleNamespace(database=database, folder=folder, config=tmp_path / "jupyterhub_config.py")
+    return SimpleNamespace(database=database, folder=folder)
 
 
 def holds(database, folder, of=""):
@@ -100,15 +101,15 @@ def test_a_crash_while_it_is_changed_locks_nobody_out(site, cut_off_at, monkeypa
     assert (site.folder / seal.FILE).read_text() == written(site.database)
 
 
-def run(site, *arguments):
-    return CliRunner().invoke(hutch.app, ["--config", str(site.config), "db", "seal", *arguments])
+def run(*arguments):
+    return CliRunner().invoke(hutch.app, arguments)
 
 
 @pytest.mark.parametrize("option", ["--keep", "--new"])
 def test_an_operator_decides_which_database_goes_on(site, option):
     before = deployment_id(site.database)
     set_back(site.database, "older")
-    answer = run(site, option)
+    answer = run("db", "seal", option)
     assert answer.exit_code == 0 and deployment_id(site.database) in answer.output.replace("\n", "")
     assert (deployment_id(site.database) == before) is (option == "--keep")
     assert holds(site.database, site.folder) and seal.renew(site.database, site.folder)
@@ -119,7 +120,7 @@ def test_an_operator_decides_which_database_goes_on(site, option):
 @pytest.mark.parametrize("options", [(), ("--keep", "--new")])
 def test_it_is_one_or_the_other(site, options):
     before = written(site.database)
-    assert run(site, *options).exit_code == 2 and written(site.database) == before
+    assert run("db", "seal", *options).exit_code == 2 and written(site.database) == before
 
 
 def test_a_decision_that_is_cut_off_is_none(site, monkeypatch):
@@ -129,14 +130,14 @@ def test_a_decision_that_is_cut_off_is_none(site, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(seal, "_write", cut_off)
-    run(site, "--new")
+    run("db", "seal", "--new")
     monkeypatch.undo()
     assert not holds(site.database, site.folder)
 
 
 def test_reconcile_refuses_on_a_copy(site):
     set_back(site.database, "older")
-    answer = CliRunner().invoke(hutch.app, ["--config", str(site.config), "reconcile", "--dry-run"])
+    answer = run("reconcile", "--dry-run")
     assert isinstance(answer.exception, hutch.HutchError) and "hutch db seal --keep" in str(answer.exception)
 
 
