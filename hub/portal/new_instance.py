@@ -100,6 +100,14 @@ class Offer:
         """Whether there is anything to launch for."""
         return self.has_experiments or self.none_allowed
 
+    @property
+    def summary(self) -> str:
+        """What a search or a choice has changed, for those who hear the page."""
+        found = wording.counted(sum(len(group.lines) for group in self.groups), "experiment")
+        chosen = "".join(f", {choice.plan.name} is chosen" for choice in self.plans if choice.chosen)
+        possible = sum(choice.may.allowed and choice.room.ever for choice in self.plans)
+        return f"{found} listed; {possible} of {wording.counted(len(self.plans), 'plan')} possible{chosen}"
+
 
 def offer(
     wish: Wish,

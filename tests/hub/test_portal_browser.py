@@ -116,6 +116,7 @@ def test_the_search_filters_while_one_types_and_choices_stay(running_hub, page, 
     expect(page.get_by_label("Old scans")).to_be_visible()
     expect(page.get_by_label("Batteries at work")).to_be_checked()
     assert page.evaluate("document.activeElement.id") == "search"
+    expect(page.get_by_role("status")).to_have_text("2 experiments listed; 5 of 6 plans possible, Notebook is chosen")
 
 
 def test_cards_follow_what_becomes_of_an_instance(running_hub, page, person):
