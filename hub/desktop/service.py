@@ -33,6 +33,7 @@ from ..database.tables import DesktopSession, Instance, User, now
 from ..errors import HutchError
 from ..facility import Facility
 from ..records import find_person, find_place
+from ..service import putting_off, well
 from . import ledger, relay_of, support, tickets
 from .hub_client import Where, note_activity, where
 from .relay import SUBPROTOCOL, Connection, Refusal
@@ -123,6 +124,7 @@ class Relay:
             await asyncio.sleep(seconds)
             try:
                 await task()
+                well("failed", task=task.__name__)
             except Exception:
                 log.exception("failed", task=task.__name__)
 
@@ -230,10 +232,8 @@ class Relay:
                 del self.lines[line]
 
     async def _note(self, desktop: Desktop, at: datetime) -> None:
-        try:
+        with putting_off("the hub was not told of work at a desktop"):
             await note_activity(self.hub, desktop.owner_login, desktop.server_name, at)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            log.warning("the hub was not told of work at a desktop", owner=desktop.owner_login, error=str(error))
 
     # --- the desktop's own side
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import aiohttp
 
 from ..errors import HutchError
+from ..service import well
 
 ANSWER_SECONDS = 15
 # the hub sends a keep-alive line every 8 s
@@ -119,6 +120,7 @@ class HubApi:
                 text = await answer.text()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise HubUnreachable(f"The hub did not answer to {method} {path}: {error}") from error
+        well("hub-unreachable")
         if answer.status == 404 and unknown is not None:
             return unknown
         if answer.status >= 400:

@@ -17,14 +17,12 @@ from prometheus_client import Gauge, start_http_server
 from traitlets.config import Config
 
 from spawner.cloud import Cloud
-from spawner.cloud_errors import CloudError
 from spawner.openstack import OpenStackSpawner
 from spawner.places import clouds
 
 from .. import configuration, mail, notices, personal_data, service
 from ..database import seal
 from ..database.tables import now
-from ..errors import HutchError
 from ..facility import Facility
 from ..firewall import Firewall
 from ..group_sync import LOOK_SECONDS
@@ -101,12 +99,10 @@ class Steward:
         await self._ask_hub("POST", launched)
 
     async def _ask_hub(self, method: str, of: Launched, **body: Any) -> None:
-        try:
+        with service.putting_off("the hub does not answer"):
             async with self.hub.request(method, of.path, **body) as response:
                 if response.status >= 400:
                     log.warning("the hub did not", instance=of.instance_id, status=response.status, answer=await response.text())
-        except (aiohttp.ClientError, TimeoutError) as error:
-            log.warning("the hub does not answer", instance=of.instance_id, error=str(error))
 
     async def mail(self) -> None:
         """Sends the notices that wait; what was certainly not taken is tried again, and nothing is sent twice."""
@@ -123,6 +119,8 @@ class Steward:
                     await self.facility.ask(partial(notices.unclaim, notice_id=notice.id))
                 if isinstance(error, mail.NoServerError):
                     return  # it may take half a minute to find that out, for each
+            else:
+                service.well("a notice was not mailed")
 
     async def prune(self) -> None:
         """Deletes what has been kept for as long as docs/personal-data.md says."""
@@ -133,12 +131,11 @@ class Steward:
         """Each task for itself, so that one that takes long holds up no other. acts: on the cloud, or on what the hub runs."""
         while True:
             try:
-                if not acts or await self.may_act():
-                    await task()
-            except (CloudError, HutchError, aiohttp.ClientError, OSError) as error:
-                log.warning("put off", task=task.__name__, error=str(error))
+                with service.putting_off("put off", task=task.__name__):
+                    if not acts or await self.may_act():
+                        await task()
             except Exception:
-                log.exception("failed", task=task.__name__)
+                log.exception("put off", task=task.__name__)
             await asyncio.sleep(every_seconds)
 
 

@@ -25,6 +25,7 @@ from ..access import Terms
 from ..database.tables import Instance, now
 from ..facility import Facility
 from ..firewall import BASE, Firewall, Subject, spelled
+from ..service import putting_off
 
 log = structlog.get_logger()
 ASK_AGAIN_SECONDS = 300.0
@@ -47,11 +48,8 @@ class Keeping:
 
     async def keep_firewall(self) -> None:
         for cloud in set(self.clouds.values()):
-            try:
+            with putting_off("the firewall is put off", cloud=cloud.label):
                 await self._keep(cloud)
-            except CloudError as error:
-                # another cloud does not wait for this one
-                log.warning("the firewall is put off", cloud=cloud.name, error=str(error), detail=error.detail)
 
     async def _keep(self, cloud: Cloud) -> None:
         deployment_id, rules = self.facility.deployment_id, self.firewall.rules
@@ -64,12 +62,8 @@ class Keeping:
             elif name:
                 ours[name] = group
         for name in rules:
-            try:
+            with putting_off("a security group is put off", group=name, cloud=cloud.label):
                 await self._keep_group(cloud, name, ours)
-            except CloudError as error:
-                # neither the others nor who has which wait for it
-                words = {"error": str(error), "detail": error.detail}
-                log.warning("a security group is put off", group=name, cloud=cloud.label, **words)
         if BASE not in ours:
             return
         ids = {group["name"]: group["id"] for group in listed if group["name"] in self.firewall.ways.keys() - rules.keys()}
@@ -118,11 +112,8 @@ class Keeping:
             groups = (has - {*ids.values()} - taken) | {ids[name] for name in names if name in ids}
             if groups != has:
                 log.info("other security groups", instance=instance_id, groups=sorted(names))
-                try:
+                with putting_off("security groups put off", instance=instance_id):
                     await cloud.set_port_groups(port["id"], sorted(groups))
-                except CloudError as error:
-                    # the next one must not wait for it
-                    log.warning("security groups put off", instance=instance_id, error=str(error))
 
     async def _ask_hook(self, instance_id: str, subject: Subject, *, again: bool) -> set[str] | None:
         """What it said of the same facts a while ago still holds. again: whether it may be asked."""

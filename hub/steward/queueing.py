@@ -12,12 +12,13 @@ from sqlalchemy.orm import Session
 from spawner.cloud import Cloud
 from spawner.cloud_errors import CloudError
 
-from .. import capacity, instances, queue
+from .. import capacity, instances, queue, service
 from ..database.tables import Intent, Outcome, now
 from ..facility import Facility
 from .tasks import Launched
 
 log = structlog.get_logger()
+NOT_KNOWN = "what is free in the cloud is not known"
 
 
 @dataclass
@@ -42,8 +43,9 @@ class Queueing:
         for cloud in set(self.clouds.values()):
             try:
                 reading = await capacity.read(cloud)
+                service.well(NOT_KNOWN, cloud=cloud.label)
             except CloudError as error:
-                log.warning("what is free in the cloud is not known", cloud=cloud.label, error=str(error), detail=error.detail)
+                log.warning(NOT_KNOWN, cloud=cloud.label, error=str(error), detail=error.detail)
                 if cloud.down_since is None:
                     continue
                 reading = {"down_since": cloud.down_since.isoformat()}

@@ -25,7 +25,7 @@ from spawner.cloud import Cloud
 from spawner.cloud_errors import CloudError
 from spawner.servers import instance_of
 
-from .. import instances
+from .. import instances, service
 from ..database.engine import take_turn
 from ..database.tables import CloudFinding, Instance, Intent, IntentKind, Outcome, User, now
 from ..facility import Facility
@@ -35,6 +35,7 @@ from .guard import Guard
 
 log = structlog.get_logger()
 
+UNREAD = "a cloud could not be compared"
 ALLOW_FILE = "allow-reconciliation"
 QUARANTINE_TAG = "hutch-quarantine"
 # servers looked up one by one in a pass; of many more it takes several passes
@@ -90,9 +91,10 @@ class Reconciler:
             try:
                 view = await self._read(cloud, frozenset(places))
             except CloudError as error:
-                log.warning("a cloud could not be compared", places=sorted(places), error=str(error), detail=error.detail)
+                log.warning(UNREAD, places=sorted(places), error=str(error), detail=error.detail)
                 self.unread.append(error)
                 continue
+            service.well(UNREAD, places=sorted(places))
             planned = await self.facility.ask(partial(note, view=view, policy=self.policy, dry_run=dry_run))
             read += [(cloud, view, one) for one in planned]
             servers += len(view.servers)

@@ -19,15 +19,14 @@ from sqlalchemy.orm import Session, joinedload
 
 from spawner import belongings
 from spawner.cloud import Cloud
-from spawner.cloud_errors import CloudError
 from spawner.places import cloud_in
 from spawner.servers import Server, instance_of, is_ended, task_of
 
 from .. import instances, notices, queue
 from ..database.tables import Instance, Intent, IntentKind, Outcome, User, now
-from ..errors import HutchError
 from ..facility import Facility
 from ..group_sync import runs_done
+from ..service import putting_off
 from ..services import STEWARD
 
 log = structlog.get_logger()
@@ -84,14 +83,11 @@ async def purge(facility: Facility, clouds: Mapping[str, Cloud]) -> None:
     room = asyncio.Semaphore(PURGED_AT_A_TIME)
 
     async def one(instance_id: str, place: str) -> None:
-        try:
-            async with room:
+        async with room:
+            with putting_off("purge put off", instance=instance_id):
                 count = await belongings.remove(cloud_in(clouds, place), facility.deployment_id, instance_id)
-            await facility.ask(partial(_purged, instance_id=instance_id))
-        except (CloudError, HutchError, TimeoutError) as error:
-            log.warning("purge put off", instance=instance_id, error=str(error))
-        else:
-            log.info("purged", instance=instance_id, deleted=count)
+                await facility.ask(partial(_purged, instance_id=instance_id))
+                log.info("purged", instance=instance_id, deleted=count)
 
     due = await facility.ask(lambda session: [(one.id, one.place) for one in instances.due_for_purge(session, now())])
     await asyncio.gather(*(one(*each) for each in due))
@@ -109,19 +105,13 @@ async def finish_stops(facility: Facility, clouds: Mapping[str, Cloud]) -> None:
     """Powers off what somebody asked to stop or delete, where the hub did not get to the end of it."""
     overdue = await facility.ask(_overdue)
     for place in sorted({place for _, place in overdue}):
-        try:
+        with putting_off("stops put off", place=place):
             cloud = cloud_in(clouds, place)
             # one listing for all: what is marked for deletion is among them for as long as its grace
             listed = await cloud.servers(facility.deployment_id)
-        except CloudError as error:
-            log.warning("stops put off", place=place, error=str(error))
-            continue
-        for instance_id in [one for one, where in overdue if where == place]:
-            try:
-                await _finish_stop(facility, cloud, instance_id, [one for one in listed if instance_of(one) == instance_id])
-            except (CloudError, TimeoutError) as error:
-                # the next one must not wait for it
-                log.warning("stop put off", instance=instance_id, error=str(error))
+            for instance_id in [one for one, where in overdue if where == place]:
+                with putting_off("stop put off", instance=instance_id):
+                    await _finish_stop(facility, cloud, instance_id, [one for one in listed if instance_of(one) == instance_id])
 
 
 async def _finish_stop(facility: Facility, cloud: Cloud, instance_id: str, listed: list[Server]) -> None:

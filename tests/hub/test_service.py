@@ -9,6 +9,7 @@ import structlog
 from running_hub import REPOSITORY
 
 from hub import service
+from hub.errors import HutchError
 
 BEGIN = "from hub import service; service.begin(); print('at work')"
 
@@ -52,6 +53,25 @@ def test_what_goes_wrong_at_every_pass_is_said_once_in_a_while(said, monkeypatch
     monkeypatch.setattr(service, "AGAIN_SECONDS", 0)
     log.warning("put off", task="purge", detail="request 3")
     assert said[-1] == {"event": "put off", "task": "purge", "level": "warning", "detail": "request 3", "left_out": 2}
+
+
+def test_the_second_outage_is_said_though_the_first_was_a_moment_ago(said):
+    def pass_by(error=None, task="purge"):
+        with service.putting_off("put off", task=task):
+            if error:
+                raise error
+
+    away = HutchError("the database is away")
+    pass_by(away, task="expire")
+    for error in (None, away, away, None, None, away):
+        pass_by(error)
+    pass_by(away, task="expire")
+    assert [(one["event"], one["task"]) for one in said] == [
+        ("put off", "expire"),
+        ("put off", "purge"),
+        ("well again", "purge"),
+        ("put off", "purge"),
+    ]
 
 
 def test_another_error_of_the_same_task_is_said(said):
