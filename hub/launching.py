@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from inspect import isawaitable
 from typing import Any, ClassVar, TypeVar
@@ -78,7 +79,7 @@ class Granted:
     intent: Intent
     plan: access.PlanOffer
     is_new: bool
-    never_came_up: bool
+    unused_since: datetime | None
     subject: Subject
     place: str = ""
     waits: str = ""
@@ -119,7 +120,8 @@ def grant(session: Session, facility: Facility, asked: Asked) -> Granted:
         waits = not asked.by_steward and is_unused and queue.join_behind(session, intent)
     standing = str(queue.standings(session)[intent.id]) if waits else ""
     subject = Subject(person, plan, tuple(visits))
-    return Granted(instance.id, intent, plan, is_new, is_unused, subject, instance.place, standing)
+    unused_since = instance.created_at if is_unused else None
+    return Granted(instance.id, intent, plan, is_new, unused_since, subject, instance.place, standing)
 
 
 def _may_start(
@@ -334,17 +336,17 @@ class Launching(Spawner):
 
     def check_may_create(self) -> None:
         """An instance that has been used is not replaced by an empty one under its name."""
-        if not self.disposable():
+        if self.unused_since() is None:
             sentence = f"The cloud no longer has the server of this instance, nor its disk.{self.facility.hutch.whom_to_ask}"
             raise LaunchError(sentence, reason="server-gone")
 
-    def disposable(self) -> bool:
-        return self.granted is not None and self.granted.never_came_up
+    def unused_since(self) -> datetime | None:
+        return self.granted.unused_since if self.granted else None
 
     async def _hand_over(self, launch: LaunchLog) -> None:
         """From here on the disk may hold what is the user's; where that cannot be written down, the launch ends."""
         assert self.granted
-        if self.granted.never_came_up:
+        if self.granted.unused_since:
             ready = {"instance": self.granted.instance_id, "at": now()}
             await self._ask(lambda session: session.connection().execute(FIRST_READY, ready))
         await super()._hand_over(launch)

@@ -230,8 +230,12 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
 
     async def _is_stillborn(self, server: Server) -> bool:
         """Up for longer than a boot may take, never used, and nobody listens: it will not come any more."""
-        age = datetime.now(UTC) - datetime.fromisoformat(server["created"])
-        if server["status"] != "ACTIVE" or not self.disposable() or age.total_seconds() < self.boot_timeout_seconds:
+        since = self.unused_since()
+        if server["status"] != "ACTIVE" or since is None:
+            return False
+        # the cloud's clock may be behind ours
+        age = datetime.now(UTC) - max(since, datetime.fromisoformat(server["created"]))
+        if age.total_seconds() < self.boot_timeout_seconds:
             return False
         try:
             soon = asyncio.get_running_loop().time() + 2
@@ -242,7 +246,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
 
     async def _replace(self, server: Server) -> None:
         """A server that failed and whose disk holds nothing is made anew; any other is left for people to look at."""
-        if not self.disposable():
+        if self.unused_since() is None:
             what = "The cloud reports an error with this instance."
             if server["status"] == "SOFT_DELETED":
                 what = "This instance was deleted in the cloud, where it can still be restored."
@@ -250,9 +254,9 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         await self._remove()
         await self._create(None)
 
-    def disposable(self) -> bool:
-        """Whether what the cloud has of this instance holds nothing of the user's, as it never came up."""
-        return False
+    def unused_since(self) -> datetime | None:
+        """When the instance was first asked for, if what the cloud has of it holds nothing of the user's, as it never came up."""
+        return None
 
     async def _create(self, port: dict[str, Any] | None) -> None:
         """port: a free one that an earlier try has left."""

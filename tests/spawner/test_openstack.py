@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
+from running_hub import free_port
 from spawner_alone import spawner_alone
 
 from spawner.agent_client import AgentFailed, AgentMismatch, AgentUnreachable
@@ -230,6 +232,16 @@ def test_each_failure_has_a_reason_a_sentence_and_a_stage(make_spawner, error, r
     failure = make_spawner()._as_launch_error(error)
     assert (failure.reason, failure.stage) == (reason, "create")
     assert str(failure.message).endswith(".") and failure.detail
+
+
+@pytest.mark.parametrize(("asked_for", "given_up"), [(timedelta(0), False), (timedelta(hours=2), True)], ids=["new", "old"])
+async def test_a_cloud_whose_clock_is_behind_makes_no_boot_look_long(spawner, monkeypatch, asked_for, given_up):
+    ours = datetime.now(UTC)
+    monkeypatch.setattr(spawner, "unused_since", lambda: ours - asked_for)
+    nowhere = {"hutch": [{"addr": "127.0.0.1", "version": 4}]}
+    spawner.agent_port = free_port()
+    server = listed("ACTIVE", created=(ours - timedelta(hours=1)).isoformat(), addresses=nowhere)
+    assert await spawner._is_stillborn(server) is given_up
 
 
 @pytest.fixture
