@@ -127,7 +127,7 @@ def measure(engine: Engine) -> tuple[list[float], list[float], int]:
         with make.begin() as session:
             shown = page(session)
         ended = time.perf_counter(), time.process_time()
-        assert sum(len(group.lines) + group.hidden for group in shown.groups) == EXPERIMENTS
+        assert sum(len(group.visits) + group.hidden for group in shown.groups) == EXPERIMENTS
         assert len(shown.plans) == PLANS and {bool(one.may) for one in shown.plans} == {True, False}
         if number >= 5:
             rounds.append([(after - before) * 1000 for before, after in zip(began, ended, strict=True)])

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, QueryParams
 
 from ..access import Decision, Person, PlanOffer, Terms, Usage, Visit, may_add_cores, may_own_another, may_pick, may_use_experiments
 from ..capacity import Verdict
-from . import views, wording
+from . import wording
 
 NAME_LENGTH = 250
 SUGGESTED_LENGTH = 60
@@ -35,6 +35,13 @@ class Wish:
     suggested: str = ""
     search: str = ""
     touched: bool = False
+
+    @property
+    def question(self) -> str:
+        """What to ask the page "Why?" about a plan, as a query that ends with the plan."""
+        if not self.experiments:
+            return "question=plan+launch&key="
+        return f"question=experiment+launch&key={quote(','.join(self.experiments))}&plan="
 
 
 def read(form: FormData | QueryParams) -> Wish:
@@ -65,21 +72,19 @@ def prefilled(wish: Wish, person: Person, visits: Sequence[Visit], terms: Terms)
 @dataclass(frozen=True, slots=True)
 class Group:
     title: str
-    lines: tuple[views.ExperimentLine, ...]
+    visits: tuple[Visit, ...]
     hidden: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PlanChoice:
-    """may: whether it can be picked. why: the question that the page "Why?" answers about it. room: what the cloud has for it."""
+    """may: whether it can be picked. room: what the cloud has for it. seconds: how long its last launches took."""
 
     plan: PlanOffer
     may: Decision
     chosen: bool
-    size: str
-    expectation: str
-    why: str
     room: Verdict
+    seconds: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class Offer:
     @property
     def summary(self) -> str:
         """What a search or a choice has changed, for those who hear the page."""
-        found = wording.counted(sum(len(group.lines) for group in self.groups), "experiment")
+        found = wording.counted(sum(len(group.visits) for group in self.groups), "experiment")
         chosen = "".join(f", {choice.plan.name} is chosen" for choice in self.plans if choice.chosen)
         possible = sum(choice.may.allowed and choice.room.ever for choice in self.plans)
         return f"{found} listed; {possible} of {wording.counted(len(self.plans), 'plan')} possible{chosen}"
@@ -121,13 +126,20 @@ def offer(
     rooms: Mapping[str, Verdict] = MappingProxyType({}),
 ) -> Offer:
     chosen = [visit for visit in visits if visit.id in wish.experiments]
-    suggested = suggested_name(chosen)
+    suggested, unknown = suggested_name(chosen), Verdict()
+    # the first that refuses; both have reasons when they allow: none
+    decisions = {plan.id: may_pick(person, plan, chosen, terms) and may_add_cores(person, usage, plan) for plan in plans}
+    possible = [name for name, decision in decisions.items() if decision and rooms.get(name, unknown).ever]
+    picked = next((name for name in (wish.plan, usage.last_plan, *possible) if name in possible), "")
     return Offer(
         wish=wish,
         groups=tuple(_groups(visits, wish, terms.at)),
         none_allowed=bool(may_use_experiments(person, [], terms)),
         has_experiments=bool(visits),
-        plans=tuple(_plans(wish, person, chosen, plans, usage, seconds, terms, rooms)),
+        plans=tuple(
+            PlanChoice(plan, decisions[plan.id], plan.id == picked, rooms.get(plan.id, unknown), seconds.get(plan.id, ()))
+            for plan in plans
+        ),
         name=wish.name if wish.name and wish.name != wish.suggested else suggested,
         suggested=suggested,
         quota=may_own_another(person, usage),
@@ -185,40 +197,12 @@ def _groups(visits: Sequence[Visit], wish: Wish, at: datetime) -> Iterable[Group
         if when == "past" and not words:
             shown = [visit for place, visit in enumerate(here) if place < PAST_SHOWN or visit.id in wish.experiments]
         if shown:
-            yield Group(title, tuple(views.visit_line(visit, at) for visit in shown), hidden=len(here) - len(shown))
+            yield Group(title, tuple(shown), hidden=len(here) - len(shown))
 
 
 def _matches(visit: Visit, words: Sequence[str]) -> bool:
     text = f"{visit.proposal_id} {visit.title} {visit.instrument} {visit.id}".casefold()
     return all(word in text for word in words)
-
-
-def _plans(
-    wish: Wish,
-    person: Person,
-    chosen: Sequence[Visit],
-    plans: Sequence[PlanOffer],
-    usage: Usage,
-    seconds: Mapping[str, Sequence[float]],
-    terms: Terms,
-    rooms: Mapping[str, Verdict],
-) -> Iterable[PlanChoice]:
-    # the first that refuses; both have reasons when they allow: none
-    decisions = {plan.id: may_pick(person, plan, chosen, terms) and may_add_cores(person, usage, plan) for plan in plans}
-    unknown, about = Verdict(), question(wish)
-    possible = [name for name, decision in decisions.items() if decision and rooms.get(name, unknown).ever]
-    picked = next((name for name in (wish.plan, usage.last_plan, *possible) if name in possible), "")
-    for plan in plans:
-        size, expectation = wording.size(plan.cores, plan.memory_mb), wording.expectation(seconds.get(plan.id, ()))
-        room = rooms.get(plan.id, unknown)
-        yield PlanChoice(plan, decisions[plan.id], plan.id == picked, size, expectation, about + quote(plan.id), room)
-
-
-def question(wish: Wish) -> str:
-    """What to ask the page "Why?" about a plan, as a query that ends with the plan."""
-    if not wish.experiments:
-        return "question=plan+launch&key="
-    return f"question=experiment+launch&key={quote(','.join(wish.experiments))}&plan="
 
 
 def _printable(text: str) -> str:

@@ -53,11 +53,11 @@ async def my_instances(desk: AtDesk) -> HTMLResponse:
 
     others = await shared_cards(desk)
 
-    def shown(session: Session) -> tuple[list[views.Card], list[views.DeletedCard], dict[str, str]]:
+    def shown(session: Session) -> tuple[list[views.Card], list[Instance], dict[str, str]]:
         rows = instances_owned(session, desk.person.id)
         cards = views.cards(rows, servers, desk.person, desk.at, standings(session))
         watched = [one.id for one in cards] + [one.card.id for one in others if one.may_watch]
-        return cards, views.deleted_cards(rows, desk.at), pictures(session, watched)
+        return cards, views.restorable(rows, desk.at), pictures(session, watched)
 
     cards, deleted, taken = await desk.run(shown)
     return desk.page(
@@ -131,10 +131,7 @@ async def _form(desk: Desk, wish: new_instance.Wish, refusal: str = "") -> HTMLR
             rooms=outlooks(session, plans),
         )
 
-    offer = await desk.run(offered)
-    return desk.page(
-        "new.html", status=422 if refusal else 200, offer=offer, refusal=refusal, why=new_instance.question(wish) + quote(wish.plan)
-    )
+    return desk.page("new.html", status=422 if refusal else 200, offer=await desk.run(offered), refusal=refusal)
 
 
 @routes.post("/notices/{notice_id}/seen")

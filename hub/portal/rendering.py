@@ -13,8 +13,9 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from jupyterhub._data import DATA_FILES_PATH
 
+from ..access import Visit
 from ..configuration import Hutch
-from . import wording
+from . import views, wording
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parents[1] / "node_modules"
@@ -42,9 +43,9 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.filters["capitalize_first"] = _capitalize_first
-        self._environment.globals.update(
-            base=base, facility=hutch.facility_name, contact=hutch.contact, exact=wording.exact, relative=wording.relative
-        )
+        words = {"exact": wording.exact, "relative": wording.relative, "size": wording.size, "expectation": wording.expectation}
+        site = {"base": base, "facility": hutch.facility_name, "contact": hutch.contact}
+        self._environment.globals.update(site, **words, looks=views.LOOKS, when=_when)
 
     def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         return HTMLResponse(self.fragment(request, template, status=status, **context), status_code=status)
@@ -67,6 +68,10 @@ class Pages:
 def _capitalize_first(text: str) -> str:
     """Jinja's own filter would make the rest small."""
     return text[:1].upper() + text[1:]
+
+
+def _when(visit: Visit) -> views.Moment:
+    return views.visit_when(visit, datetime.now(UTC))
 
 
 @cache

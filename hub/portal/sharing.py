@@ -68,7 +68,7 @@ async def _page(desk: Desk, instance_id: str, who: str = "", *, status: int = 20
             "members": sharing.members(),
             "candidates": found[:CANDIDATES],
             "more": len(found) - CANDIDATES,
-            "experiments": [views.experiment_line(visit, desk.at) for visit in sharing.instance.experiments],
+            "experiments": list(map(views.visit_of, sharing.instance.experiments)),
             "invitations": sharing.invitations() if desk.hutch.invitations else None,
         }
 

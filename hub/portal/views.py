@@ -30,35 +30,18 @@ class Moment:
     relative: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A state as people see it: a word, a sign and a colour, each enough by itself."""
-
-    word: str
-    sign: str
-    colour: str
-
-
+# a state as people see it, besides its word: a sign and a colour, each enough by itself
 LOOKS = {
-    State.LAUNCHING: Look("launching", "◌", "info"),
-    State.RUNNING: Look("running", "●", "success"),
-    State.WAITING: Look("waiting", "◷", "info"),
-    State.UNREACHABLE: Look("unreachable", "?", "warning"),
-    State.STOPPING: Look("stopping", "◍", "info"),
-    State.STOPPED: Look("stopped", "○", "secondary"),
-    State.FAILED: Look("failed", "✕", "danger"),
-    State.DELETED: Look("deleted", "–", "secondary"),
+    State.LAUNCHING: ("◌", "info"),
+    State.RUNNING: ("●", "success"),
+    State.WAITING: ("◷", "info"),
+    State.UNREACHABLE: ("?", "warning"),
+    State.STOPPING: ("◍", "info"),
+    State.STOPPED: ("○", "secondary"),
+    State.FAILED: ("✕", "danger"),
+    State.DELETED: ("–", "secondary"),
 }
 CHANGING = frozenset({State.LAUNCHING, State.STOPPING})
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentLine:
-    id: str
-    title: str
-    proposal: str
-    instrument: str
-    when: Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +64,7 @@ class Card:
     id: str = ""
     plan: str = ""
     size: str = ""
-    experiments: tuple[ExperimentLine, ...] = ()
+    experiments: tuple[Visit, ...] = ()
     company: str = ""
     ends: Moment | None = None
     notebook_url: str = ""
@@ -98,10 +81,6 @@ class Card:
         return f"instances/{self.id}/desktop" if self.id and self.state is State.RUNNING else ""
 
     @property
-    def look(self) -> Look:
-        return LOOKS[self.state]
-
-    @property
     def changing(self) -> bool:
         return self.state in CHANGING
 
@@ -113,14 +92,6 @@ class Card:
     def can_stop(self) -> bool:
         """Also where a start failed whose server is up: a guest that hangs is helped by that only."""
         return self.state in (State.RUNNING, State.UNREACHABLE) or (self.state is State.FAILED and self.holds_data)
-
-
-@dataclass(frozen=True, slots=True)
-class DeletedCard:
-    id: str
-    title: str
-    plan: str
-    until: Moment
 
 
 def card(
@@ -146,7 +117,7 @@ def card(
         state=state,
         plan=row.plan.name,
         size=wording.size(row.plan.cores, row.plan.memory_mb),
-        experiments=tuple(experiment_line(experiment, at) for experiment in row.experiments),
+        experiments=tuple(map(visit_of, row.experiments)),
         company=_company(row, person),
         ends=Moment("ends", row.ends_at, wording.relative(row.ends_at, at)) if row.ends_at and not standing else None,
         notebook_url=f"{server.url}lab" if server and server.url and state is State.RUNNING else "",
@@ -174,35 +145,19 @@ def cards(
     return sorted(live, key=lambda one: order[one.state])
 
 
-def deleted_cards(rows: Sequence[Instance], at: datetime) -> list[DeletedCard]:
+def restorable(rows: Sequence[Instance], at: datetime) -> list[Instance]:
     """Those whose owner can still take the deletion back."""
-    return [
-        DeletedCard(row.id, row.display_name, row.plan.name, Moment("until", row.purge_at))
-        for row in rows
-        if row.deleted_at is not None and row.purged_at is None and row.purge_at is not None and row.purge_at > at
-    ]
+    return [row for row in rows if row.deleted_at and row.purged_at is None and row.purge_at and row.purge_at > at]
 
 
 def summary(shown: Sequence[Card]) -> str:
     """'2 running, 1 stopped', for those who hear the page."""
-    return ", ".join(f"{count} {word}" for word, count in Counter(one.look.word for one in shown).items())
+    return ", ".join(f"{count} {word}" for word, count in Counter(one.state for one in shown).items())
 
 
-def experiment_line(experiment: Experiment, at: datetime) -> ExperimentLine:
-    visit = Visit(
-        experiment.id,
-        experiment.proposal_id,
-        experiment.instrument_id,
-        experiment.title or experiment.proposal.title,
-        experiment.instrument.name,
-        experiment.starts_at,
-        experiment.ends_at,
-    )
-    return visit_line(visit, at)
-
-
-def visit_line(visit: Visit, at: datetime) -> ExperimentLine:
-    return ExperimentLine(visit.id, visit.title, visit.proposal_id, visit.instrument, visit_when(visit, at))
+def visit_of(row: Experiment) -> Visit:
+    title, where = row.title or row.proposal.title, row.instrument.name
+    return Visit(row.id, row.proposal_id, row.instrument_id, title, where, row.starts_at, row.ends_at)
 
 
 def visit_when(visit: Visit, at: datetime) -> Moment:

@@ -143,9 +143,8 @@ def test_a_card_leads_to_jupyterlab_on_the_users_own_host():
     assert views.card(instance(LAUNCHED), READY, ANN, NOW).notebook_url == "http://ann.localhost/user/ann/films/lab"
 
 
-def test_every_state_has_a_word_a_sign_and_a_colour_of_its_own():
-    looks = [views.LOOKS[state] for state in State]
-    assert len({look.word for look in looks}) == len({look.sign for look in looks}) == len(looks)
+def test_every_state_has_a_sign_of_its_own():
+    assert len({sign for sign, _ in views.LOOKS.values()}) == len(views.LOOKS) == len(State)
 
 
 def test_a_failure_shows_sentence_stage_and_reference():
@@ -192,7 +191,7 @@ def test_only_what_can_still_be_restored_is_listed_as_deleted():
         instance(id="late", deleted_at=past, purge_at=past),
         instance(id="purged", deleted_at=past, purge_at=soon, purged_at=NOW),
     ]
-    assert [card.id for card in views.deleted_cards(rows, NOW)] == ["marked"]
+    assert [card.id for card in views.restorable(rows, NOW)] == ["marked"]
 
 
 def test_history_is_told_newest_first_in_words():
@@ -255,7 +254,7 @@ def offer(wish: Wish = Wish(), person: Person = ANN, visits=VISITS, **fields) ->
 
 
 def test_experiments_come_by_what_runs_now_then_the_nearest_to_come_then_the_past():
-    told = [(group.title, [line.id for line in group.lines]) for group in offer().groups]
+    told = [(group.title, [visit.id for visit in group.visits]) for group in offer().groups]
     assert told == [("Running now", ["run"]), ("Coming", ["next", "later"]), ("Past", ["old"])]
 
 
@@ -278,7 +277,7 @@ def test_what_was_unchosen_stays_unchosen():
 )
 def test_the_search_finds_by_words(search, found):
     shown = offer(Wish(experiments=("run",), search=search, touched=True))
-    assert [line.id for group in shown.groups for line in group.lines] == found
+    assert [visit.id for group in shown.groups for visit in group.visits] == found
 
 
 @pytest.mark.parametrize(
