@@ -50,9 +50,7 @@ from hub.access.desktops import Right
 from hub.desktop.rfb import KINDS, ClientStream, Counts, Handshake, ProtocolError
 
 SUBPROTOCOL = Subprotocol("hutch.rfb")
-
 MALFORMED, TOO_SLOW = 4400, 4408
-
 # of its own and quiet: the library's would write tickets down when somebody sets the root logger to DEBUG
 logger = logging.getLogger("hub.desktop.websocket")
 logger.setLevel(logging.WARNING)
@@ -280,10 +278,8 @@ class Connection(asyncio.BufferedProtocol):
         self._texts += frame.fin
         if len(text) > self.limits.text_bytes or self._texts > self.limits.texts_per_second:
             raise ProtocolError("too much text")
-        if frame.fin:
-            self._said(text)
-
-    def _said(self, text: bytearray) -> None:
+        if not frame.fin:
+            return
         try:
             message = json.loads(text)
         except (ValueError, RecursionError) as problem:
@@ -426,7 +422,7 @@ class _Session(asyncio.BufferedProtocol):
         if not self._agreed:
             return
         if not self._handshake.done:
-            if answer := self._handshake.feed(bytes(data)):
+            if answer := self._handshake.feed(data):
                 self._connection.send(answer)
             data = self._handshake.rest
             self.flow()
@@ -453,9 +449,7 @@ class _Session(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(self._connection.limits.desktop_buffer)
-        if self._unsent:
-            self._transport.write(self._unsent)
-            self._unsent = b""
+        self._transport.write(self._unsent)
         self.flow()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -496,9 +490,8 @@ class _Session(asyncio.BufferedProtocol):
         self._connection.session_lost(self, problem)
 
 
-async def serve(host: str, port: int, handler_factory: HandlerFactory, *, limits: Limits | None = None) -> asyncio.Server:
+async def serve(host: str, port: int, handler_factory: HandlerFactory, *, limits: Limits = Limits()) -> asyncio.Server:
     """Listens for browsers. The loop should be uvloop's."""
-    limits = limits or Limits()
     server = await asyncio.get_running_loop().create_server(lambda: Connection(handler_factory, limits), host, port, backlog=1024)
     for listener in server.sockets:
         # It is the proxy of this machine that comes: where BBR is the default, the pace it keeps costs a fifth, and is of no use.

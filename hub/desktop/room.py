@@ -11,12 +11,13 @@ is there, whether the owner is, whom the owner sent away. Whose turn it is, it k
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from ..access import Decision, Person, Place, Right, Standing, Terms, standing
+from ..database.tables import SupportAccess
 
 GRACE = timedelta(seconds=3)
 ANSWER_WITHIN = timedelta(seconds=20)
@@ -26,23 +27,6 @@ TYPES_FOR = timedelta(seconds=2)
 # what the owner does about support is written down by whoever has the records
 SUPPORT_VERBS = frozenset({"grant", "refuse-support", "end-support"})
 VERBS = frozenset({"ask", "give", "refuse", "take", "release", "remove"})
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Support asks, or was let in; as the owner sees it. right and until: None while it is not answered."""
-
-    id: int
-    user_id: str
-    name: str
-    reason: str
-    right: str | None = None
-    until: datetime | None = None
-
-    @property
-    def told(self) -> dict[str, Any]:
-        until = self.until.isoformat() if self.until else None
-        return {"request": self.id, "name": self.name, "reason": self.reason, "until": until, "right": self.right}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +52,7 @@ class Room:
     def __init__(self, owner_id: str, terms: Terms) -> None:
         self.owner_id = owner_id
         self.driver: str | None = None
-        self.requests: tuple[Request, ...] = ()
+        self.requests: Sequence[SupportAccess] = ()  # with their users
         self._terms = terms
         self._guests: dict[str, Guest] = {}
         self._standings: dict[str, Standing] = {}
@@ -218,8 +202,7 @@ class Room:
         }
         told = {one: {**seen, "you": one, "may": self.may(one, at)} for one in self._guests}
         if self.owner_id in told:
-            open_requests = [one for one in self.requests if one.until is None or one.until > at]
-            told[self.owner_id]["support"] = [one.told for one in open_requests]
+            told[self.owner_id]["support"] = [_asked(one) for one in self.requests if one.until is None or one.until > at]
         return told
 
     def _shown(self, user_id: str, at: datetime) -> dict[str, Any]:
@@ -232,3 +215,8 @@ class Room:
             "typing": guest.typed_at is not None and at - guest.typed_at < TYPES_FOR,
             "since": guest.since.isoformat(),
         }
+
+
+def _asked(row: SupportAccess) -> dict[str, Any]:
+    until = row.until.isoformat() if row.until else None
+    return {"request": row.id, "name": row.user.name, "reason": row.reason, "until": until, "right": row.right}

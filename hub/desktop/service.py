@@ -29,15 +29,15 @@ from spawner.agent_client import AgentClient, AgentError
 
 from ..access import Person, Place, Right, Terms
 from ..access.desktops import CONTROL
-from ..database.tables import DesktopSession, Instance, User, now
+from ..database.tables import DesktopSession, Instance, SupportAccess, User, now
 from ..errors import HutchError
 from ..facility import Facility
 from ..records import find_person, find_place
 from ..service import putting_off, well
 from . import ledger, relay_of, support, tickets
 from .hub_client import Where, note_activity, where
-from .relay import SUBPROTOCOL, Connection, Refusal
-from .room import SUPPORT_VERBS, Request, Room
+from .relay import MALFORMED, SUBPROTOCOL, Connection, Refusal
+from .room import SUPPORT_VERBS, Room
 
 log = structlog.get_logger("desktop")
 
@@ -45,7 +45,7 @@ POLL_SECONDS, JUDGE_SECONDS, LOOK_SECONDS, WRITE_SECONDS = 0.4, 1.0, 60.0, 60.0
 ACTIVITY_SECONDS = 60.0
 # a desktop that goes away this soon after it came is not asked for again at once
 SHORT_SECONDS = 5.0
-NO_TICKET, NO_RIGHT, RESTART, NO_DESKTOP, MALFORMED = 4401, 4403, 1012, 4502, 4400
+NO_TICKET, NO_RIGHT, RESTART, NO_DESKTOP = 4401, 4403, 1012, 4502
 
 ROOM_PATH = re.compile(r"rooms/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
 TICKET = "hutch.ticket."
@@ -61,7 +61,7 @@ class Known:
     owner_login: str
     server_name: str
     people: dict[str, tuple[Person, Place]]
-    requests: tuple[Request, ...]
+    requests: Sequence[SupportAccess]
 
 
 @dataclass
@@ -267,10 +267,7 @@ def read(session: Session, instance_id: str, user_ids: Sequence[str], terms: Ter
         user = session.get(User, user_id)
         if user and (person := find_person(session, user.login, terms)):
             people[user_id] = (person, find_place(session, instance, person, terms))
-    requests = tuple(
-        Request(row.id, row.user_id, row.user.name, row.reason, row.right, row.until)
-        for row in support.open_requests(session, instance_id, terms)
-    )
+    requests = support.open_requests(session, instance_id, terms)
     return Known(instance.owner_id, instance.owner.login, instance.server_name, people, requests)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 
 from hub.access import Consent, Person, Place, Right, Terms, Visit
 from hub.access.desktops import CONTROL, NOTHING
-from hub.desktop.room import ANSWER_WITHIN, GRACE, SENT_AWAY_FOR, TYPES_FOR, VERBS, Request, Room
+from hub.database.tables import SupportAccess, User
+from hub.desktop.room import ANSWER_WITHIN, GRACE, SENT_AWAY_FOR, TYPES_FOR, VERBS, Room
 
 pytestmark = pytest.mark.any_database
 
@@ -272,14 +272,15 @@ def test_support_is_at_the_desktop_while_the_owner_lets_them():
 
 
 def test_only_the_owner_is_told_of_support_and_only_while_there_is_something_to_decide(play):
-    asked = Request(1, "sue", "Sue", "no picture")
-    granted = replace(asked, id=2, right="view", until=NOON + A_SECOND)
+    of_sue = {"user": User(given_name="Sue", family_name=""), "reason": "no picture"}
+    asked, granted = SupportAccess(id=1, **of_sue), SupportAccess(id=2, **of_sue, right="view", until=NOON + A_SECOND)
     play.room.requests = (asked, granted)
     told = play.room.told(play.at)
     assert [one["request"] for one in told["ann"]["support"]] == [1, 2]
     assert "support" not in told["bob"]
     play.wait(A_SECOND)
-    assert play.room.told(play.at)["ann"]["support"] == [asked.told]
+    left = {"request": 1, "name": "Sue", "reason": "no picture", "until": None, "right": None}
+    assert play.room.told(play.at)["ann"]["support"] == [left]
 
 
 # --- what people see, and restarts
