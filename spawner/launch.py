@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -124,12 +124,4 @@ class LaunchLog:
             self._followers.discard(news)
 
     def _progress(self, event: StageEvent) -> dict[str, Any]:
-        return {
-            "progress": self.percent(event),
-            "message": event.message,
-            "stage": event.stage.value,
-            "state": event.state,
-            "seconds": event.seconds,
-            "elapsed_seconds": event.elapsed_seconds,
-            "expected_seconds": self.expected_seconds,
-        }
+        return asdict(event) | {"progress": self.percent(event), "expected_seconds": self.expected_seconds}
