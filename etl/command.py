@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from hub.terminal import ROWS_SHOWN, show
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from etl.load import Report
     from etl.source import Source
 
-ROWS_SHOWN = 50
 COUNTED = ("added", "changed", "ended", "unchanged", "rejected", "skipped")
 REJECTED = ("place", "line", "key", "field", "reason")
 
@@ -64,10 +64,10 @@ def _load(source: Source, adapter: Adapter, *, dry_run: bool, allow_removals: bo
         report = run(_engine(), source, adapter, dry_run=dry_run, allow_removals=allow_removals, tell=status.update)
     title = "Refused" if report.objections else "Would change" if dry_run else f"Loaded (run {report.run_id})"
     counts = ((table, *(counts[name] for name in COUNTED)) for table, counts in report.counts.items())
-    _print(console, title, ("table", *COUNTED), counts)
+    show(console, title, ("table", *COUNTED), counts)
     if dry_run or report.objections:
-        _print(console, "Some of it", ("table", "key", "field", "before", "after"), _examples(report))
-    _print(console, "Rejected rows", REJECTED, report.rejections.sort("skipped").select(REJECTED).iter_rows())
+        show(console, "Some of it", ("table", "key", "field", "before", "after"), _examples(report))
+    show(console, "Rejected rows", REJECTED, report.rejections.sort("skipped").select(REJECTED).iter_rows())
     if report.objections:
         hint = "; --allow-removals lets records end" if any("would end" in words for words in report.objections) else ""
         Console(stderr=True).print(Text(f"Nothing was changed: {'; '.join(report.objections)}{hint}", style="red"))
@@ -102,14 +102,14 @@ def history(
     with _engine().connect() as connection:
         if run:
             changes = differences(connection, run, ROWS_SHOWN)
-            _print(console, f"Run {run}", ("table", "key", "field", "before", "now"), changes)
+            show(console, f"Run {run}", ("table", "key", "field", "before", "now"), changes)
             rejected = select(*(getattr(EtlRejection, name) for name in REJECTED)).where(EtlRejection.run_id == run)
-            _print(console, "Rejected rows", REJECTED, connection.execute(rejected.limit(ROWS_SHOWN)).all())
+            show(console, "Rejected rows", REJECTED, connection.execute(rejected.limit(ROWS_SHOWN)).all())
             return
         runs = select(EtlRun).order_by(EtlRun.id.desc()).limit(ROWS_SHOWN)
         rows = connection.execute(runs.where(EtlRun.source == source) if source else runs).all()
     columns = ("run", "source", "kind", "began (UTC)", "s", "outcome", *COUNTED[:3], *COUNTED[4:], "message")
-    _print(console, "Runs", columns, map(_run_cells, rows))
+    show(console, "Runs", columns, map(_run_cells, rows))
 
 
 def _run_cells(run: Any) -> tuple[Any, ...]:
@@ -126,7 +126,7 @@ def undo(run: Annotated[int, typer.Argument(help="The number of the run; see `hu
 
     counts = undo(_engine(), run)
     rows = ((table, *counts.values()) for table, counts in counts.items())
-    _print(Console(), f"Undone: run {run}", ("table", "restored", "removed"), rows)
+    show(Console(), f"Undone: run {run}", ("table", "restored", "removed"), rows)
 
 
 @app.command()
@@ -135,7 +135,7 @@ def status() -> None:
     from etl.history import states
 
     columns = ("source", "adapter", "every (min)", "last run (UTC)", "outcome", "last done (UTC)", "in quarantine", "what is wrong")
-    _print(Console(), "Sources", columns, states(_engine(), _folder()))
+    show(Console(), "Sources", columns, states(_engine(), _folder()))
 
 
 @app.command()
@@ -150,7 +150,7 @@ def link(
     if person and user:
         typer.echo(confirm(_engine(), source, person, user))
     else:
-        _print(Console(), "Suggested", ("person", "user", "login", "name", "because it"), suggested(_engine(), source))
+        show(Console(), "Suggested", ("person", "user", "login", "name", "because it"), suggested(_engine(), source))
 
 
 # --- what all need
@@ -173,19 +173,6 @@ def _engine() -> Engine:
     from hub.database.engine import open_database
 
     return open_database(configuration.load().database_url)
-
-
-def _print(console: Console, title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A table, unless it has no rows. Cells are text: what a source wrote must not be taken for markup."""
-    cells = [[Text("" if cell is None else str(cell)) for cell in row] for row in rows]
-    rest = len(cells) - ROWS_SHOWN
-    table = Table(title=title, title_justify="left", padding=0, caption=f"and {rest} more" if rest > 0 else None)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in cells[:ROWS_SHOWN]:
-        table.add_row(*row)
-    if cells:
-        console.print(table)
 
 
 # --- pushing

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from .terminal import show
 
 
 def explain(
@@ -30,24 +30,13 @@ def explain(
         if decision.reason:
             console.print(f"What {user} is told:", Text(decision.reason), soft_wrap=True)
         facts = [(fact.words, fact.holds(at), fact.source or "Hutch itself", _run(fact.run)) for fact in told.facts]
-        if facts:
-            console.print(_table("It rests on", ("record", "holds", "source", "brought or changed by"), facts))
-        if told.quarantine:
-            rows = [(f"{one.place}, {one.line}", one.key, one.field, one.reason, str(one.run_id)) for one in told.quarantine]
-            console.print(_table("Not taken from the source", ("place", "key", "field", "reason", "run"), rows))
-        if told.loads:
-            console.print(_table("Last loaded", ("source", "run"), [(run.source, _run(run)) for run in told.loads]))
+        show(console, "It rests on", ("record", "holds", "source", "brought or changed by"), facts)
+        rows = [(f"{one.place}, {one.line}", one.key, one.field, one.reason, one.run_id) for one in told.quarantine]
+        show(console, "Not taken from the source", ("place", "key", "field", "reason", "run"), rows)
+        show(console, "Last loaded", ("source", "run"), [(run.source, _run(run)) for run in told.loads])
         if not decision:
             console.print(Text(f"Ask {' or '.join(filter(None, (told.ask, hutch.contact))) or 'whoever runs Hutch'}."))
 
 
 def _run(run: Any) -> str:
     return f"run {run.id}, {run.started_at:%Y-%m-%d %H:%M} UTC" if run else "no run"
-
-
-def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(*heads, title=title, title_justify="left")
-    for row in rows:
-        # as text: what a source wrote must not be taken for markup
-        table.add_row(*map(Text, row))
-    return table
