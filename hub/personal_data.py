@@ -18,6 +18,7 @@ from .database.tables import Base, Instance, User
 from .errors import HutchError
 
 FORGOTTEN = "forgotten"
+TABLES = Base.metadata.tables
 
 
 class PersonError(HutchError):
@@ -93,27 +94,29 @@ def find(session: Session, login: str) -> User:
 def export(session: Session, login: str) -> dict[str, list[dict[str, Any]]]:
     """All that is kept of a person: {table: rows}. Raises PersonError."""
     user = find(session, login)
-    tables = Base.metadata.tables
-    conditions: dict[str, ColumnElement[bool]] = {"user": tables["user"].c.id == user.id}
+    conditions: dict[str, ColumnElement[bool]] = {"user": TABLES["user"].c.id == user.id}
     for table, column in references():
         conditions[table.name] = conditions.get(table.name, false()) | (table.c[column] == user.id)
-    owned = select(Instance.id).where(Instance.owner_id == user.id)
-    conditions |= {name: _in_history(tables[name], user) for name in ("intent", "instance_event")}
-    conditions |= {name: tables[name].c.instance_id.in_(owned) for name in ("instance_experiment", "thumbnail")}
-    conditions |= {name: _mentions(tables[name], user) for name in OF_RUNS}
+    conditions |= {name: _in_history(TABLES[name], user) for name in ("intent", "instance_event")}
+    conditions |= {name: _of_theirs(TABLES[name], user) for name in ("instance_experiment", "thumbnail")}
+    conditions |= {name: _mentions(TABLES[name], user) for name in OF_RUNS}
     return {
         name: rows
         for name, condition in conditions.items()
-        if (rows := [dict(row) for row in session.execute(select(tables[name]).where(condition)).mappings()])
+        if (rows := [dict(row) for row in session.execute(select(TABLES[name]).where(condition)).mappings()])
     }
+
+
+def _of_theirs(table: Table, user: User) -> ColumnElement[bool]:
+    """Rows about the person's own instances."""
+    return table.c.instance_id.in_(select(Instance.id).where(Instance.owner_id == user.id))
 
 
 def _in_history(table: Table, user: User) -> ColumnElement[bool]:
     """Rows about the person's instances, by whomever; what they did to others'; and why they lost a part in others'."""
-    owned = select(Instance.id).where(Instance.owner_id == user.id)
     # as hub.steward.following writes it
     named = [table.c[column].startswith(f"{user.login} is ", autoescape=True) for column in INVENTORY[table.name].words]
-    return or_(table.c.instance_id.in_(owned), table.c.actor.in_([user.id, user.login]), *named)
+    return or_(_of_theirs(table, user), table.c.actor.in_([user.id, user.login]), *named)
 
 
 def _mentions(table: Table, user: User) -> ColumnElement[bool]:
@@ -136,13 +139,11 @@ def forget(session: Session, login: str, at: datetime) -> str:
         raise PersonError(f"{login} is still named by the source {user.source!r}; end the record there first")
     if session.scalars(select(Instance.id).where(Instance.owner_id == user.id, Instance.purged_at.is_(None)).limit(1)).first():
         raise PersonError(f"{login} still owns instances; delete them first, and wait until their grace is over")
-    for name in OF_RUNS:
-        session.execute(delete(Base.metadata.tables[name]).where(_mentions(Base.metadata.tables[name], user)))
-    for name in ("identity", "identity_suggestion", "notice", "desktop_ticket"):
-        table = Base.metadata.tables[name]
-        session.execute(delete(table).where(table.c.user_id == user.id))
-    thumbnail, owned = Base.metadata.tables["thumbnail"], select(Instance.id).where(Instance.owner_id == user.id)
-    session.execute(delete(thumbnail).where(thumbnail.c.instance_id.in_(owned)))
+    gone = {TABLES[name]: _mentions(TABLES[name], user) for name in OF_RUNS}
+    own = [TABLES[name] for name in ("identity", "identity_suggestion", "notice", "desktop_ticket")]
+    gone |= {table: table.c.user_id == user.id for table in own}
+    for table, theirs in {**gone, TABLES["thumbnail"]: _of_theirs(TABLES["thumbnail"], user)}.items():
+        session.execute(delete(table).where(theirs))
     pseudonym = f"{FORGOTTEN}-{secrets.token_hex(6)}"
     _overwrite_words(session, user)
     _rename(session, user, pseudonym, at)
@@ -152,7 +153,7 @@ def forget(session: Session, login: str, at: datetime) -> str:
 def _overwrite_words(session: Session, user: User) -> None:
     """What was written about the person and their instances, by them or by others, and what they wrote about others'."""
     for name, kept in INVENTORY.items():
-        table = Base.metadata.tables[name]
+        table = TABLES[name]
         if not kept.words or name in ("notice", "etl_run"):
             continue
         of_person = table.c.owner_id == user.id if name == "instance" else _written(table, user)
@@ -163,8 +164,7 @@ def _overwrite_words(session: Session, user: User) -> None:
 def _written(table: Table, user: User) -> ColumnElement[bool]:
     if "actor" in table.c:
         return _in_history(table, user)
-    owned = select(Instance.id).where(Instance.owner_id == user.id)
-    return or_(table.c.user_id == user.id, table.c.instance_id.in_(owned))
+    return or_(table.c.user_id == user.id, _of_theirs(table, user))
 
 
 def _rename(session: Session, user: User, pseudonym: str, at: datetime) -> None:
@@ -175,7 +175,7 @@ def _rename(session: Session, user: User, pseudonym: str, at: datetime) -> None:
     for table, column in references():
         session.execute(update(table).where(table.c[column] == user.id).values({column: pseudonym}))
     for name, kept_table in INVENTORY.items():
-        table = Base.metadata.tables[name]
+        table = TABLES[name]
         for column in kept_table.logins if name != "user" else ():
             session.execute(update(table).where(table.c[column].in_([user.id, user.login])).values({column: pseudonym}))
     session.execute(delete(User).where(User.id == user.id))
@@ -183,12 +183,11 @@ def _rename(session: Session, user: User, pseudonym: str, at: datetime) -> None:
 
 def prune(session: Session, at: datetime) -> int:
     """Deletes what is older than its table keeps it, and returns how many rows."""
-    deleted = 0
-    run = Base.metadata.tables["etl_run"]
+    deleted, run = 0, TABLES["etl_run"]
     for name, kept in INVENTORY.items():
         if kept.days is None:
             continue
-        table, before = Base.metadata.tables[name], at - timedelta(days=kept.days)
+        table, before = TABLES[name], at - timedelta(days=kept.days)
         old = (
             table.c.run_id.in_(select(run.c.id).where(run.c.started_at < before))
             if name in OF_RUNS
