@@ -127,9 +127,8 @@ def replaced(office: UserOffice, told: Proposal, visit: Visit | None, comes: boo
         visitors = approved & experiment.members.keys()
         if visit and experiment.overlaps(visit):
             visitors = visitors | visitor if comes else visitors - visitor
-        team = {person.id: MemberOf.MEMBER for person in (*told.members, *told.dataAccessUsers)} | dict.fromkeys(
-            visitors, MemberOf.MEMBER
-        )
+        members = {person.id for person in (*told.members, *told.dataAccessUsers)}
+        team = dict.fromkeys(members | visitors, MemberOf.MEMBER)
         team |= {person: MemberOf.LOCAL_CONTACT for person, role in experiment.members.items() if role == MemberOf.LOCAL_CONTACT}
         for one, role in (team | {told.proposer.id: MemberOf.PRINCIPAL_INVESTIGATOR}).items():
             rows.add("experiment_member", experiment_id=experiment.id, user_id=one, role=role)

@@ -147,7 +147,8 @@ def _known(engine: Engine, report: Report) -> bool:
 def _compare_all(
     connection: Connection, source: Source, extract: Extract, today: datetime, report: Report, tell: Callable[[str], None]
 ) -> people.Found:
-    _check_extract(extract)
+    if unknown := extract.frames.keys() - SHAPES.keys():
+        raise SourceError(f"the source names a table that Hutch does not have: {', '.join(sorted(unknown))}")
     found = people.find(connection, source, extract)
     extract, known = found.extract, {}
     frames = extract.frames
@@ -182,13 +183,6 @@ def _compare_all(
             if "id" in sieve.shape.key:
                 known[name] = ids(sieve.held.select("id", ENDED), change, rejections)
     return found
-
-
-def _check_extract(extract: Extract) -> None:
-    if unknown := extract.frames.keys() - SHAPES.keys():
-        raise SourceError(f"the source names a table that Hutch does not have: {', '.join(sorted(unknown))}")
-    if nothing := [name for name, frame in extract.frames.items() if not isinstance(frame, pl.DataFrame)]:
-        raise SourceError(f"the source gave nothing in place of the list of {nothing[0]}")
 
 
 def _apply(connection: Connection, found: people.Found, report: Report, started_at: datetime, tell: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -95,11 +96,10 @@ def check_ports(ports: dict[str, int]) -> None:
 
 
 def _listening(port: int) -> bool:
-    try:
+    with suppress(OSError):
         socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _start(command: list[str], log: Path, folder: Path | None = None) -> subprocess.Popen[bytes]:

@@ -48,9 +48,8 @@ def notebook_certificate(address: str, hosts: Sequence[str], store: Path, truste
     # the proxy compares with the host that the browser asked for, the hub with the address
     names = [x509.IPAddress(ip_address(address)), *map(x509.DNSName, hosts)]
     certificate = make_certificate("hutch-notebook", key, authority, authority_key, datetime.now(UTC), names, AUTHORITY_LIFE)
-    told = {"key": _pem(key), "certificate": certificate.public_bytes(serialization.Encoding.PEM)}
-    texts = {what: pem.decode() for what, pem in told.items()}
-    return texts | {"trusted": trusted.read_text(), "address": address}
+    told = {"key": _pem(key).decode(), "certificate": certificate.public_bytes(serialization.Encoding.PEM).decode()}
+    return told | {"trusted": trusted.read_text(), "address": address}
 
 
 class HubIdentity:
@@ -170,17 +169,9 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+    encrypts = dict.fromkeys(("key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False)
+    signs = {"digital_signature": not signs_certificates, "key_cert_sign": signs_certificates, "crl_sign": signs_certificates}
+    return x509.KeyUsage(**encrypts, **signs, content_commitment=False)
 
 
 def _is_fresh(path: Path, life: timedelta) -> bool:
@@ -202,9 +193,8 @@ def _pem(key: PrivateKey) -> bytes:
 
 def _write(path: Path, key: PrivateKey, certificate: x509.Certificate) -> None:
     """Key and certificate in one file, so that nobody ever sees one without the other."""
-    encoding = serialization.Encoding.PEM
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(_pem(key) + certificate.public_bytes(encoding))
+        file.write(_pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
     partial.replace(path)

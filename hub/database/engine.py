@@ -200,16 +200,13 @@ def check_current(engine: Engine) -> None:
 def upgrade(engine: Engine) -> tuple[str | None, str]:
     """Bring the database to the newest revision, in one transaction; says from and to which. Others that try meanwhile wait."""
     with engine.connect() as connection:
-        sqlite = engine.dialect.name == "sqlite"
-        if sqlite:
-            # ref: https://www.sqlite.org/lang_altertable.html#otheralter : a table that is remade must not take its children along
-            _pragma(connection, "foreign_keys = OFF")
+        # ref: https://www.sqlite.org/lang_altertable.html#otheralter : a table that is remade must not take its children along
+        _check_foreign_keys(connection, "OFF")
         try:
             return _migrate(connection)
         finally:
             connection.rollback()
-            if sqlite:
-                _pragma(connection, "foreign_keys = ON")
+            _check_foreign_keys(connection, "ON")
 
 
 def _migrate(connection: Connection) -> tuple[str | None, str]:
@@ -227,7 +224,8 @@ def _migrate(connection: Connection) -> tuple[str | None, str]:
             raise DatabaseError(
                 f"the database is at revision {before}, which this Hutch ({needed}) does not know; is it newer?"
             ) from error
-        _check_references(connection)
+        if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
+            raise DatabaseError("the upgrade would leave records that refer to nothing; nothing was changed")
     connection.commit()
     return before, needed
 
@@ -240,15 +238,11 @@ def _make_tables(connection: Connection) -> None:
     command.stamp(_alembic(connection), "head")
 
 
-def _check_references(connection: Connection) -> None:
-    if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
-        raise DatabaseError("the upgrade would leave records that refer to nothing; nothing was changed")
-
-
-def _pragma(connection: Connection, words: str) -> None:
-    # on the driver's own connection, because SQLite ignores this one inside a transaction
-    assert connection.connection.dbapi_connection is not None
-    connection.connection.dbapi_connection.execute(f"PRAGMA {words}")
+def _check_foreign_keys(connection: Connection, on: str) -> None:
+    driver = connection.connection.dbapi_connection
+    if isinstance(driver, sqlite3.Connection):
+        # on the driver's own connection, because SQLite ignores this one inside a transaction
+        driver.execute(f"PRAGMA foreign_keys = {on}")
 
 
 def _revision(connection: Connection) -> str | None:
