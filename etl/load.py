@@ -149,6 +149,8 @@ def _compare_all(
 ) -> people.Found:
     if unknown := extract.frames.keys() - SHAPES.keys():
         raise SourceError(f"the source names a table that Hutch does not have: {', '.join(sorted(unknown))}")
+    if nothing := [name for name, frame in extract.frames.items() if not isinstance(frame, pl.DataFrame)]:
+        raise SourceError(f"the source gave nothing in place of the list of {nothing[0]}")
     found = people.find(connection, source, extract)
     extract, known = found.extract, {}
     frames = extract.frames

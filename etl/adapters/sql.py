@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -69,6 +71,15 @@ class Sql(Database):
     def read(self) -> Extract:
         # a colon is the site's own, and no value stands for what is behind it
         return Extract(self.ask({table: query.replace(":", r"\:") for table, query in self.queries.items()}))
+
+
+def named_queries(file: Path, **parts: str) -> dict[str, str]:
+    """Of a file in which `--- name` stands before each query, and before the first what all begin with. parts: what is {part}."""
+    said = file.read_text()
+    for name, part in parts.items():
+        said = said.replace(f"{{{name}}}", part)
+    common, *named = re.split(r"^--- (\w+)\n", said, flags=re.MULTILINE)
+    return {name: common + query for name, query in zip(named[::2], named[1::2], strict=True)}
 
 
 def _text(value: Any) -> str | None:
