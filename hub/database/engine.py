@@ -121,10 +121,7 @@ def take_turn(work: Connection | Session) -> None:
 def _options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "postgresql":
         waits = f"-c lock_timeout={BUSY_TIMEOUT_SECONDS * 1000}"
-        return {
-            "pool_pre_ping": True,
-            "connect_args": {"options": f"{waits} -c timezone=UTC", **TO_NOTICE_SILENCE},
-        }
+        return {"pool_pre_ping": True, "connect_args": {"options": f"{waits} -c timezone=UTC", **TO_NOTICE_SILENCE}}
     if url.get_backend_name() != "sqlite":
         return {}
     # IMMEDIATE: the first write waits its turn; by default SQLite lets it begin as a reader and fails it without waiting

@@ -81,7 +81,12 @@ def seen_instance(session: Session, desk: Desk, instance_id: str, action: Action
     instance = session.get(Instance, instance_id)
     if instance is None or instance.deleted_at is not None:
         raise HTTPException(404)
-    if not may_act(desk.person, action, find_place(session, instance, desk.person, desk.terms), desk.terms):
+    return permitted(session, desk, instance, action)
+
+
+def permitted(session: Session, desk: Desk, instance: Instance | None, action: Action) -> Instance:
+    """The instance, if that may be done with it. What is not theirs is not there: a page must not reveal that it exists."""
+    if instance is None or not may_act(desk.person, action, find_place(session, instance, desk.person, desk.terms), desk.terms):
         raise HTTPException(404)
     return instance
 

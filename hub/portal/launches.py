@@ -58,12 +58,8 @@ async def _shown(desk: Desk, name: str, launch: views.Launch | None = None) -> d
         except HTTPException:
             if server is None and launch is None:
                 raise
-            return {
-                "card": views.unrecorded(name, server, launch),
-                "launch": launch or views.Launch(),
-                "history": [],
-                "support": [],
-            }
+            card = views.unrecorded(name, server, launch)
+            return {"card": card, "launch": launch or views.Launch(), "history": [], "support": []}
         return {
             "card": views.card(row, server, desk.person, at, launch, standings(session)),
             "launch": launch or views.launch_under_way(row.intents, at, expected_seconds(session, row.plan_id)),

@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from ..access import Action, PlanOffer, lifetime, may_act, may_add_cores, may_launch, may_own_another, may_see
+from ..access import Action, PlanOffer, lifetime, may_add_cores, may_launch, may_own_another, may_see
 from ..database.engine import take_turn
 from ..database.tables import Instance, IntentKind, Outcome
 from ..errors import HutchError
@@ -20,7 +20,6 @@ from ..records import (
     experiments_named,
     experiments_of,
     find_instance,
-    find_place,
     find_plan,
     find_usage,
     instances_owned,
@@ -28,7 +27,7 @@ from ..records import (
     server_names,
 )
 from . import new_instance, views
-from .desk import AtDesk, Desk, Field
+from .desk import AtDesk, Desk, Field, permitted
 from .hub_api import HubRefusal
 from .sharing import pictures, shared_cards
 
@@ -36,11 +35,8 @@ routes = APIRouter()
 
 
 def own_instance(session: Session, desk: Desk, name: str, action: Action) -> Instance:
-    """The visitor's instance of that name. What is not theirs is not there: a page must not reveal that it exists."""
-    instance = find_instance(session, desk.visitor.login, name)
-    if instance is None or not may_act(desk.person, action, find_place(session, instance, desk.person, desk.terms), desk.terms):
-        raise HTTPException(404)
-    return instance
+    """The visitor's instance of that name."""
+    return permitted(session, desk, find_instance(session, desk.visitor.login, name), action)
 
 
 def instance_path(name: str) -> str:
@@ -217,8 +213,7 @@ def _restore(session: Session, desk: Desk, instance_id: str) -> None:
     instance = session.get(Instance, instance_id)
     if instance is None or instance.deleted_at is None:
         raise HTTPException(404)
-    if not may_act(desk.person, Action.DELETE, find_place(session, instance, desk.person, desk.terms), desk.terms):
-        raise HTTPException(404)
+    permitted(session, desk, instance, Action.DELETE)
     plan = find_plan(session, instance.plan_id)
     if instance.owner_id == desk.person.id:
         usage = find_usage(session, desk.person.id)

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ..access import Action, Decision, Part, may_act
+from ..access import Action, Part, may_act
 from ..database.engine import take_turn
 from ..database.tables import Instance, InstanceMember, IntentKind, Outcome, Thumbnail, now
 from ..instances import in_force
@@ -33,10 +33,6 @@ HOURS = {1: "an hour", 24: "a day", 7 * 24: "a week", 30 * 24: "30 days"}
 NO_DOMAINS = "JupyterLab is not shared at this site: notebooks share one address with everybody's, so one could reach into another."
 
 routes = APIRouter()
-
-
-def _may(session: Session, desk: Desk, action: Action, row: Instance) -> Decision:
-    return may_act(desk.person, action, find_place(session, row, desk.person, desk.terms), desk.terms)
 
 
 async def _shared(desk: Desk, instance_id: str, work: Callable[[Sharing], Result], *, writes: bool = True) -> Result:
@@ -213,7 +209,8 @@ async def shared_cards(desk: Desk) -> list[SharedCard]:
 
 
 def _shared_card(session: Session, desk: Desk, row: Instance, role: str, servers: dict[tuple[str, str], Server]) -> SharedCard:
-    intent, watch = in_force(row.intents), _may(session, desk, Action.WATCH, row)
+    place, intent = find_place(session, row, desk.person, desk.terms), in_force(row.intents)
+    watch = may_act(desk.person, Action.WATCH, place, desk.terms)
     # of others' servers what was written down last is all that is known
     launch = intent.outcome if intent and intent.kind == IntentKind.LAUNCH else Outcome.CANCELLED
     known = Server(row.server_name, ready=launch == Outcome.DONE, pending=None if launch else "spawn")
