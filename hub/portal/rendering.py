@@ -42,7 +42,8 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters["capitalize_first"] = _capitalize_first
+        # Jinja's own `capitalize` would make the rest small
+        self._environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
         words = {"exact": wording.exact, "relative": wording.relative, "size": wording.size, "expectation": wording.expectation}
         site = {"base": base, "facility": hutch.facility_name, "contact": hutch.contact}
         self._environment.globals.update(site, **words, looks=views.LOOKS, when=_when)
@@ -63,11 +64,6 @@ class Pages:
             now=datetime.now(UTC),
             **context,
         )
-
-
-def _capitalize_first(text: str) -> str:
-    """Jinja's own filter would make the rest small."""
-    return text[:1].upper() + text[1:]
 
 
 def _when(visit: Visit) -> views.Moment:

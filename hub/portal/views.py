@@ -198,7 +198,6 @@ def _company(row: Instance, person: Person) -> str:
 
 EVENTS = {
     "firewall-hook-failed": "Launched behind the base firewall",
-    "created": "Created",
     "ready": "Ready",
     "launch-asked": "Launch asked for",
     "launch-done": "Launched",
@@ -220,7 +219,6 @@ EVENTS = {
     "member-changed": "Part changed",
     "member-removed": "Part ended",
     "member-left": "Left",
-    "access-ended": "Access ended",
     "notebook-shared": "JupyterLab shared",
     "notebook-unshared": "JupyterLab no longer shared",
 }
