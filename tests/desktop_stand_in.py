@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from running_hub import free_port
 
 from hub.configuration import Hutch
-from hub.portal.desktop import CLIPBOARD_BYTES, LAYOUTS
+from hub.portal.desktop import CLIPBOARD_BYTES
 from hub.portal.guard import HEADERS
 from hub.portal.rendering import STATIC, Pages
 from images.guest.desktop import MANNERS
@@ -83,7 +83,7 @@ class StandIn:
     async def page(self, _request: web.Request) -> web.Response:
         asked: Any = SimpleNamespace(state=SimpleNamespace(), method="GET", url=SimpleNamespace(path="/"))
         facts = {"id": "1", "title": "Perovskite films under load", "back": "/", "mine": True, "thumbnails": False}
-        text = self.pages.fragment(asked, "desktop.html", layouts=LAYOUTS, clipboard_limit=CLIPBOARD_BYTES, **facts)
+        text = self.pages.fragment(asked, "desktop.html", clipboard_limit=CLIPBOARD_BYTES, **facts)
         return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
     async def ticket(self, request: web.Request) -> web.Response:
