@@ -80,7 +80,8 @@ class Sandbox:
 
     def upgrade(self, tag: str) -> subprocess.CompletedProcess[str]:
         command = [self.folder / "opt/current/deploy/upgrade", tag]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
+        # root's, where a machine is hardened
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300, umask=0o077)
 
     def git(self, *arguments: str) -> str:
         identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
@@ -168,6 +169,8 @@ def test_a_new_version_is_set_up_beside_the_old_one_and_takes_over(sandbox):
     orders = [call for call in sandbox.calls[1:] if "is-enabled" not in call]
     assert orders == ["v1 stop hutch-hub hutch-etl", "v2 daemon-reload", "v2 start hutch-hub hutch-etl"], "the proxy is left alone"
     assert len(list((sandbox.folder / "backups").iterdir())) == 1
+    made = [path for path in (sandbox.folder / "opt/v2").rglob("*") if not path.is_symlink()]
+    assert [path for path in made if not path.stat().st_mode & 0o004] == [], "the hub's account can read all of it"
     again = sandbox.upgrade("v2")
     assert again.returncode == 1 and "v2 is what runs" in again.stderr
 
