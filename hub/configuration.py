@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Iterator
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +21,8 @@ from .firewall import Firewall
 
 # so that a process started by another one reads the same file
 CONFIG_VARIABLE = "HUTCH_CONFIG"
+# of a section, as others may be of programs that Hutch does not know
+SURELY_MISSPELT = 0.9
 
 
 class ConfigurationError(HutchError):
@@ -285,6 +289,21 @@ def _section(config: Config, file: Path) -> Config:
         if name not in known:
             raise ConfigurationError(f"{file}: Hutch has no setting {name!r}{near(name, known)}")
     return section
+
+
+def unknown_settings(config: Config, *classes: type[Configurable]) -> Iterator[str]:
+    """What none of these classes takes. traitlets says so where one is made: the hub at a launch, the rest to a log that is off."""
+    known: dict[str, set[str]] = {}
+    for one in classes:
+        for base in [base for base in one.__mro__ if issubclass(base, Configurable)]:
+            # a section may set what only a class below has
+            known.setdefault(base.__name__, set()).update(one.class_trait_names(config=True))
+    for section, settings in config.items():
+        for like in [] if section in known else get_close_matches(section, known, 1, SURELY_MISSPELT):
+            yield f"there is no c.{section}; did you mean c.{like}?"
+        for name in sorted(settings.keys() - known.get(section, settings.keys())):
+            close = get_close_matches(name, known[section], 1)
+            yield f"c.{section} has no setting {name!r}{f'; did you mean {close[0]}?' if close else ''}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import aiosmtplib
+from jupyterhub.app import JupyterHub
 from rich.console import Console
 from rich.markup import escape
 from sqlalchemy import select
@@ -34,7 +35,9 @@ from .database.tables import Plan
 from .errors import HutchError
 from .facility import Facility
 from .firewall import Firewall
+from .launching import InstanceSpawner
 from .oidc import OpenIDProvider
+from .sign_on import FacilityAuthenticator
 from .steward.tasks import meant_to_run
 
 SECONDS = 20.0
@@ -86,6 +89,11 @@ async def check_configuration(site: Site) -> str:
             file.write(bytes(4096))
     except OSError as error:
         raise Partly(f"nothing can be written in the state_dir {folder}: {error.strerror}") from error
+    # only so much of JupyterHub that it finds the classes
+    app = JupyterHub(config=Config(JupyterHub={name: of for name, of in site.config.JupyterHub.items() if name.endswith("_class")}))
+    used = (app.spawner_class, app.authenticator_class, app.proxy_class)
+    if wrong := [*configuration.unknown_settings(site.config, Hutch, JupyterHub, InstanceSpawner, FacilityAuthenticator, *used)]:
+        raise Partly("; ".join(wrong))
     return f"{configuration.config_path()} is read; state_dir is {folder}"
 
 

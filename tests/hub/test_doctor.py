@@ -15,14 +15,18 @@ import pytest
 import yaml
 from aiosmtpd.controller import Controller
 from databases import upgrade
+from jupyterhub.app import JupyterHub
 from openid_provider import SECRET, OpenIDProcess
 from running_hub import REPOSITORY, free_port, until
 from sqlalchemy.orm import Session
 
-from hub import doctor, instances
+from hub import configuration, doctor, instances
+from hub.authenticator import DemoAuthenticator
+from hub.configuration import Hutch
 from hub.database import seal
 from hub.database.engine import deployment_id, open_database, sessions
 from hub.database.tables import IntentKind, Outcome, Plan, User
+from hub.launching import InstanceSpawner
 from spawner import builders
 from spawner.agent_tls import HubIdentity
 from spawner.devcloud.process import DevcloudProcess, running
@@ -145,6 +149,31 @@ async def test_a_configuration_that_cannot_be_read(deployment):
     assert await deployment.outcome("cloud login") == ("SKIP", "needs configuration")
     outcome, words = await deployment.outcome("configuration", more='c.OpenStackSpawner.agent_port = "many"')
     assert outcome == "FAIL" and "agent_port" in words
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("OpenStackSpawner.netwrok", "c.OpenStackSpawner has no setting 'netwrok'; did you mean network?"),
+        ("InstanceSpawner.boot_timeout_second", "did you mean boot_timeout_seconds?"),
+        ("FacilityAuthenticator.provider", "did you mean providers?"),
+        ("JupyterHub.subdomain_hots", "did you mean subdomain_host?"),
+        ("OpenStackSpwaner.network", "there is no c.OpenStackSpwaner; did you mean c.OpenStackSpawner?"),
+    ],
+)
+async def test_a_setting_that_is_misspelt_is_named_with_the_one_that_was_meant(deployment, setting, said):
+    outcome, words = await deployment.outcome("configuration", more=f"c.{setting} = 1")
+    assert outcome == "FAIL" and said in words
+    assert (await deployment.outcome("network"))[0] == "PASS"
+
+
+def test_no_setting_of_a_whole_configuration_is_called_unknown(tmp_path):
+    """Nor one that a class below takes, or a program that Hutch does not know."""
+    of_others = "c.Spawner.network = 'n'\nc.LocalProcessSpawner.shell_cmd = ['sh']\nc.Elsewhere.thing = 1\n"
+    file = tmp_path / "jupyterhub_config.py"
+    file.write_text(f"{of_others}{(REPOSITORY / 'jupyterhub_config.py').read_text()}")
+    classes = Hutch, JupyterHub, InstanceSpawner, DemoAuthenticator
+    assert list(configuration.unknown_settings(configuration.read(file), *classes)) == []
 
 
 async def test_a_state_dir_that_cannot_be_written_keeps_no_other_check_from_running(deployment):
