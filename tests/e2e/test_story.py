@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 from browser import delete_instance, run_cell
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 LAUNCH_MS = 90_000
 WRITTEN = "from pathlib import Path; Path('kept.txt').write_text('beam on'); print(6 * 7)"
@@ -58,3 +59,13 @@ def test_a_scientist_works_in_an_instance_of_their_own(sign_in: Callable[[str], 
 
     delete_instance(ann, f"{demo.address}/hub/home", "Films")
     expect(ann.locator("main")).to_contain_text("can be restored", timeout=LAUNCH_MS)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_where_somebody_is_from_stands_below_the_name_on_the_sign_on_page(browser: Browser, demo: Any, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(demo.address)
+    person = page.get_by_role("button", name="Ann Lindqvist")
+    name, home = (person.locator(part).bounding_box() for part in ("strong", ".small"))
+    assert name and home
+    assert name["y"] + name["height"] <= home["y"] and name["x"] == home["x"]
