@@ -22,9 +22,10 @@ from sqlalchemy import bindparam, update
 from sqlalchemy.orm import Session
 from traitlets import default
 
-from spawner.cloud_errors import CloudError, Trouble
+from spawner.cloud_errors import Trouble
 from spawner.launch import LaunchError, LaunchLog, Stage
 from spawner.openstack import OpenStackSpawner
+from spawner.servers import HELD, WORDS, Server, why_held
 
 from . import access, firewall_hook, instances, queue, records
 from .acting import acting_login, mark_deleted
@@ -337,8 +338,11 @@ class Launching(Spawner):
     def check_may_create(self) -> None:
         """An instance that has been used is not replaced by an empty one under its name."""
         if self.unused_since() is None:
-            sentence = f"The cloud no longer has the server of this instance, nor its disk.{self.facility.hutch.whom_to_ask}"
-            raise LaunchError(sentence, reason="server-gone")
+            raise LaunchError(HELD["DELETED"] + self.whom_to_ask, reason="server-gone")
+
+    @property
+    def whom_to_ask(self) -> str:
+        return self.facility.hutch.whom_to_ask
 
     def unused_since(self) -> datetime | None:
         return self.granted.unused_since if self.granted else None
@@ -432,33 +436,22 @@ class Launching(Spawner):
 
     async def poll(self) -> int | None:
         status = await super().poll()
-        if status is None:
-            return 0 if self.ready and await self._was_rebooted() else None
-        if self.server_id and self.server and not self._stop_pending:
-            await self._record("the end of a server", lambda session: self._found_ended(session, status))
+        # where only the notebook is gone and JupyterHub has let go of it, the steward has it launched again
+        if (ended := self.ended) and self.server and not self._stop_pending:
+            await self._record("the end of a server", lambda session: self._found_ended(session, ended))
         return status
 
-    async def _was_rebooted(self) -> bool:
-        """Its notebook is gone, the server is not. When JupyterHub has let go of it, the steward has it launched again."""
-        try:
-            agents = self.around.agents
-        except CloudError:  # in a place that the site no longer has
-            return False
-        gone = self.fingerprint != "" and await agents.lacks_notebook(self.address, self.fingerprint, self.port)
-        if gone:
-            self.log.warning("%s: server %s was booted anew and has no notebook", self._log_name, self.server_id)
-        return gone
-
-    def _found_ended(self, session: Session, status: int) -> None:
+    def _found_ended(self, session: Session, server: Server) -> None:
         """The cloud is certain that it no longer runs, and nobody asked Hutch for that."""
         latest = instances.current_intent(session, self._instance_id)
         if latest is None or latest.kind != IntentKind.LAUNCH or latest.outcome != Outcome.DONE:
             return
-        if status:
-            latest.outcome, latest.message = Outcome.FAILED, "The cloud reports an error with this instance. Its disk is kept."
-            instances.record_event(session, self._instance_id, "found-in-error", actor=CLOUD)
+        if why := why_held(server):
+            latest.outcome, latest.message = Outcome.FAILED, why + self.whom_to_ask
+            instances.record_event(session, self._instance_id, "found-down", actor=CLOUD, message=why)
         else:
-            intent = instances.intend(session, self._instance_id, IntentKind.STOP, CLOUD, "the server was found switched off")
+            found = f"the server was found {WORDS[server['status']]}"
+            intent = instances.intend(session, self._instance_id, IntentKind.STOP, CLOUD, found)
             instances.conclude(session, intent, Outcome.DONE)
 
     async def rename(self, old_name: str, new_name: str) -> None:

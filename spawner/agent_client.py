@@ -111,6 +111,13 @@ class AgentClient:
         async with self._request("GET", "status", address, fingerprint, _SHORT) as response:
             return json.loads(await response.content.read(MOST_BYTES))
 
+    async def answers(self, address: str, fingerprint: str) -> bool:
+        """Whether this very agent is there."""
+        try:
+            return bool(await self.status(address, fingerprint))
+        except (AgentError, ValueError):
+            return False
+
     async def lacks_notebook(self, address: str, fingerprint: str, port: int) -> bool:
         """Certain: nothing listens at the notebook's port, and the agent says that it has none, as after a reboot."""
         try:

@@ -212,15 +212,18 @@ class Cloud:
             raise
 
     async def create_server(self, body: dict[str, Any]) -> str:
-        return await self._create("the server", lambda: str(self._compute("POST", "/servers", body)["server"]["id"]))
+        # not repeated here when it was not answered: it may have been done
+        return await self._ask_by_ids(
+            "create the server", lambda: str(self._compute("POST", "/servers", body)["server"]["id"]), repeat=False
+        )
 
-    async def _create(self, what: str, call: Callable[[], T]) -> T:
-        """Not repeated here when it was not answered: it may have been done."""
+    async def _ask_by_ids(self, asked: str, call: Callable[[], T], *, repeat: bool = True) -> T:
+        """What the catalogue names may have been replaced by another of that name: then it is read anew the next time."""
         try:
-            return await self._ask(f"create {what}", call, repeat=False)
+            return await self._ask(asked, call, repeat=repeat)
         except CloudError as error:
             if error.trouble in (Trouble.REFUSED, Trouble.NOT_FOUND):
-                self._catalogue.clear()  # what it is made of may have been replaced by another of that name
+                self._catalogue.clear()
             raise
 
     async def act(self, server_id: str, action: str) -> None:
@@ -248,7 +251,9 @@ class Cloud:
     # --- ports
 
     async def create_port(self, body: dict[str, Any]) -> dict[str, Any]:
-        return await self._create("the network port", lambda: _port(self._network("POST", "/ports", body)["port"]))
+        return await self._ask_by_ids(
+            "create the network port", lambda: _port(self._network("POST", "/ports", body)["port"]), repeat=False
+        )
 
     async def ports(self, instance_id: str, deployment_id: str) -> list[dict[str, Any]]:
         """The ports made for an instance, by the name and description that port_request gives them."""
@@ -267,7 +272,7 @@ class Cloud:
 
     async def set_port_groups(self, port_id: str, groups: Sequence[str]) -> None:
         body = {"port": {"security_groups": list(groups)}}
-        await self._ask("change the security groups", lambda: self._network("PUT", f"/ports/{port_id}", body))
+        await self._ask_by_ids("change the security groups", lambda: self._network("PUT", f"/ports/{port_id}", body))
 
     async def floating_ips(self) -> list[dict[str, Any]]:
         """The project's floating IPs; none where the cloud has no routers."""

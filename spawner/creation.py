@@ -1,4 +1,4 @@
-"""Makes an instance's port and server. A create that was not answered may have been done: it is looked up before it is repeated."""
+"""Makes an instance's port and server, or takes up those there are. What was not answered may have been done: it is looked up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from . import belongings, builders
+from .cloud import Cloud
 from .cloud_errors import CloudError, Trouble
-from .servers import Server, address_of_port, foremost
+from .servers import WAKE, Server, address_of_port, foremost, task_of
 from .settings import OpenStackSettings
 from .surroundings import Surroundings
 
@@ -114,3 +115,39 @@ async def find(around: Surroundings, deployment_id: str, instance_id: str) -> tu
 
 def free_port(ports: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((port for port in ports if not port["device_id"] and port["fixed_ips"]), None)
+
+
+async def guard(cloud: Cloud, ports: list[dict[str, Any]], names: list[str]) -> None:
+    """Ports of an earlier launch get these security groups; a group that was replaced meanwhile is looked up once more."""
+    for is_last in (False, True):
+        groups = await asyncio.gather(*(cloud.security_group_id(name) for name in names))
+        try:
+            for port in ports if groups else ():
+                if set(groups) != set(port["security_groups"]):
+                    await cloud.set_port_groups(port["id"], groups)
+            return
+        except CloudError as error:
+            if is_last or error.trouble is not Trouble.NOT_FOUND:
+                raise
+
+
+async def wake(cloud: Cloud, server_id: str, action: str, locked: str) -> None:
+    """What was not answered, or came through twice, may have been done: it is repeated once if it was not.
+
+    locked: what people are told about a server that is.
+    """
+    for is_last in (False, True):
+        try:
+            await cloud.act(server_id, action)
+            return
+        except CloudError as error:
+            if error.trouble not in (Trouble.UNANSWERED, Trouble.CONFLICT):
+                raise
+            server = await cloud.server(server_id)
+            if server and (server["status"] not in WAKE or task_of(server)):
+                return
+            if server and server.get("locked"):
+                detail = f"{error.detail} ({server.get('locked_reason')})"
+                raise CloudError(Trouble.CONFLICT, locked, detail) from error
+            if is_last or not server:
+                raise

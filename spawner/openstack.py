@@ -25,9 +25,23 @@ from . import belongings, builders
 from .agent_client import AgentError, AgentMismatch, AgentRefused, AgentUnreachable, fingerprint_from_console
 from .agent_tls import notebook_certificate
 from .cloud_errors import NO_ROOM, CloudError, Trouble, shortage_in
-from .creation import Creation, Named, find, free_port
+from .creation import Creation, Named, find, free_port, guard, wake
 from .launch import LaunchError, LaunchLog, Stage
-from .servers import LOST, WAKE, Server, address_of, address_of_port, fault_of, foremost, is_ended, is_moving, task_of
+from .servers import (
+    LOCKED,
+    REPLACEABLE,
+    WAKE,
+    WORDS,
+    Server,
+    address_of,
+    address_of_port,
+    addresses_of,
+    fault_of,
+    foremost,
+    is_ended,
+    is_moving,
+    why_held,
+)
 from .settings import OpenStackSettings
 from .surroundings import Surroundings, cloud_key
 
@@ -51,6 +65,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
     place = ""  # which of `places` it is in; "" is the place of the spawner's own settings
     place_is_kept = False  # by something that outlives the hub; else it may be in any of the allowed ones
     is_off = False  # the last stop() ended with the server known to be off
+    ended: Server | None = None  # the server as the last poll() found it, if nothing of its user's runs there any more
     _creating: asyncio.Task[None] | None = None
     _starting = False
     _acted_at = 0.0  # monotonic; listings that began before it do not show what was done then
@@ -177,48 +192,34 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         """The security groups of this launch, by name or id."""
         return self.at(self.place, "security_groups")
 
+    @property
+    def whom_to_ask(self) -> str:
+        """Ends a sentence about what its reader cannot help."""
+        return ""
+
     def check_may_create(self) -> None:
         """Called when the cloud is certain that it has no server of an instance that is not new; may raise LaunchError."""
 
     async def _take(self, server: Server, ports: list[dict[str, Any]]) -> None:
-        # one that another try has left may be beside the server's own
-        own_first = sorted(ports, key=lambda port: port["device_id"] != server["id"])
-        addresses = [address_of_port(port) for port in own_first if port["fixed_ips"]]
-        self._remember(server["id"], next(iter(addresses), "") or address_of(server))
+        # one that another try has left, or that was taken from the server, may be beside its own
+        own = [address_of_port(port) for port in ports if port["device_id"] == server["id"]]
+        self._remember(server["id"], next(filter(None, own), "") or address_of(server))
         server = await self._settled(server)
-        await self._guard(ports)
-        status = server["status"]
-        if status in LOST or await self._is_stillborn(server):
-            await self._replace(server)
+        await guard(self.around.cloud, ports, self.guards())
+        status, why = server["status"], why_held(server)
+        # a server that failed and whose disk holds nothing is made anew; any other is left for people to look at
+        if why and (status not in REPLACEABLE or self.unused_since() is None):
+            raise LaunchError(why + self.whom_to_ask, reason="server-held", detail=fault_of(server))
+        if why or await self._is_stillborn(server):
+            await self._remove()
+            await self._create(None)
         elif status in WAKE:
             self.log.info("%s: waking server %s from %s", self._log_name, server["id"], status)
-            await self._persist(self._wake(server["id"], WAKE[status]))
+            await self._persist(wake(self.around.cloud, server["id"], WAKE[status], LOCKED + self.whom_to_ask))
             # a listing that began before the answer may still say that it is off
             self._acted_at = time.monotonic()
         else:
             self.log.info("%s: adopting server %s (%s)", self._log_name, server["id"], status)
-
-    async def _guard(self, ports: list[dict[str, Any]]) -> None:
-        """The port of an earlier launch gets the groups of this one."""
-        groups = await asyncio.gather(*(self.around.cloud.security_group_id(name) for name in self.guards()))
-        for port in ports if groups else ():
-            if set(groups) != set(port["security_groups"]):
-                await self.around.cloud.set_port_groups(port["id"], groups)
-
-    async def _wake(self, server_id: str, action: str) -> None:
-        """What was not answered, or came through twice, may have been done: it is looked up, and repeated once if it was not."""
-        for is_last in (False, True):
-            try:
-                await self.around.cloud.act(server_id, action)
-                return
-            except CloudError as error:
-                if error.trouble not in (Trouble.UNANSWERED, Trouble.CONFLICT):
-                    raise
-                server = await self.around.cloud.server(server_id)
-                if server and (server["status"] not in WAKE or task_of(server)):
-                    return
-                if is_last or not server:
-                    raise
 
     async def _settled(self, server: Server) -> Server:
         """Waits until the cloud has done with what it is doing to the server (powering off, shelving)."""
@@ -244,16 +245,6 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
             return True
         return False
 
-    async def _replace(self, server: Server) -> None:
-        """A server that failed and whose disk holds nothing is made anew; any other is left for people to look at."""
-        if self.unused_since() is None:
-            what = "The cloud reports an error with this instance."
-            if server["status"] == "SOFT_DELETED":
-                what = "This instance was deleted in the cloud, where it can still be restored."
-            raise LaunchError(f"{what} Its disk is kept.", reason="server-error", detail=fault_of(server))
-        await self._remove()
-        await self._create(None)
-
     def unused_since(self) -> datetime | None:
         """When the instance was first asked for, if what the cloud has of it holds nothing of the user's, as it never came up."""
         return None
@@ -262,7 +253,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         """port: a free one that an earlier try has left."""
         creation = Creation(self, self.place, self.around, self.instance_id)
         named = await creation.look_up(self.guards())
-        await self._guard([port] if port else [])
+        await guard(self.around.cloud, [port] if port else [], self.guards())
         # cancelled or not, what the cloud takes is remembered: stop() waits for this task and then knows the server
         self._creating = asyncio.create_task(self._make(creation, named, port))
         await asyncio.shield(self._creating)
@@ -316,7 +307,8 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
             raise LaunchError(NO_ROOM[shortage], reason=shortage, detail=fault)
         if server["status"] == "ERROR":
             raise LaunchError("The cloud could not build this server.", reason="server-error", detail=fault)
-        raise LaunchError("The server switched itself off while it booted.", reason="server-ended", detail=server["status"])
+        what = why_held(server) or f"The server was found {WORDS[server['status']]} while it booted."
+        raise LaunchError(what, reason="server-ended", detail=server["status"])
 
     async def _with_reason(self, server: Server) -> Server:
         """Nova shows that a server has failed a moment before it shows why."""
@@ -377,8 +369,9 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
     def _as_launch_error(self, error: LaunchError | CloudError | AgentError | TimeoutError) -> LaunchError:
         stage = (self.launch.current or Stage.CREATE) if self.launch else Stage.CREATE
         if isinstance(error, TimeoutError):  # of a server that is still stopping, or will not go
-            sentence = "The cloud is still busy with this instance. Please try again in a minute."
-            return LaunchError(sentence, reason=Trouble.UNANSWERED, stage=stage, detail="a task of the cloud did not end in time")
+            sentence = "The cloud is still busy with this instance. If it still is in a minute, it is stuck there."
+            detail = "a task of the cloud did not end in time"
+            return LaunchError(sentence + self.whom_to_ask, reason=Trouble.UNANSWERED, stage=stage, detail=detail)
         if isinstance(error, LaunchError):
             error.stage = error.stage or stage
             return error
@@ -419,6 +412,7 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         JupyterHub takes a status as "it is gone": it forgets the server and never calls stop(). An exception counts the same
         at its start. So this never raises, and an unknown is not an end.
         """
+        self.ended = None
         if self._starting or (self._creating and not self._creating.done()):
             return None
         if not self.server_id:
@@ -430,7 +424,9 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
         if not await reflector.some(within_seconds=5):
             return None
         server = reflector.servers.get(self.server_id)
-        return None if server is not None and not is_ended(server) else await self._poll_again()
+        if server is None or is_ended(server):
+            return await self._poll_again()
+        return 0 if self.ready and await self._lost_its_notebook(server) else None
 
     async def _poll_again(self) -> int | None:
         """The listing may be old, or lack servers whose cell does not answer: an end is one only if Nova says so now."""
@@ -438,9 +434,23 @@ class OpenStackSpawner(OpenStackSettings, Spawner):
             server = await self.around.cloud.server(self.server_id)
         except CloudError:
             return None
-        if server is None:
-            return 0
-        return int(server["status"] == "ERROR") if is_ended(server) else None
+        if server is not None and not is_ended(server):
+            return None
+        self.ended = server or {"status": "DELETED"}
+        return int(self.ended["status"] == "ERROR")
+
+    async def _lost_its_notebook(self, server: Server) -> bool:
+        """Certain, though the server runs: it was booted anew, or it is no longer at the address that the hub serves."""
+        agents, addresses = self.around.agents, addresses_of(server)
+        if not self.fingerprint or "addresses" not in server:  # as of one whose cell does not answer
+            return False
+        if self.address in addresses:
+            lost = await agents.lacks_notebook(self.address, self.fingerprint, self.port)
+        else:
+            lost = not await agents.answers(self.address, self.fingerprint)
+        if lost:
+            self.log.warning("%s: server %s has no notebook at %s any more", self._log_name, self.server_id, self.address)
+        return lost
 
     async def get_url(self) -> str:
         """Asked at a hub's start for servers that run, as an address may have changed meanwhile."""

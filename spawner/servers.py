@@ -20,11 +20,28 @@ WAKE = {
     "PAUSED": "unpause",
     "SUSPENDED": "resume",
 }
-# nothing runs there, whatever the guest does
-ENDED = frozenset({"SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "ERROR", "DELETED", "SOFT_DELETED"})
-# it cannot be brought up again by whom it belongs to
-LOST = ENDED - WAKE.keys()
-GOING_DOWN = frozenset({"powering-off", "suspending", "pausing", "deleting", "soft-deleting"})
+# how it is found then
+WORDS = {
+    "SHUTOFF": "switched off",
+    "SHELVED": "shelved",
+    "SHELVED_OFFLOADED": "shelved",
+    "PAUSED": "paused",
+    "SUSPENDED": "suspended",
+}
+# why one cannot be brought up again by whom it belongs to, as people are told
+RESIZED = "VERIFY_RESIZE"
+HELD = {
+    "ERROR": "The cloud reports an error with this instance. Its disk is kept.",
+    "DELETED": "The cloud no longer has the server of this instance, nor its disk.",
+    "SOFT_DELETED": "This instance was deleted in the cloud, where it can still be restored. Its disk is kept.",
+    "RESCUE": "The cloud's operators are repairing this instance. Its disk is kept.",
+    RESIZED: "The cloud's operators are changing the size of this instance, and have to confirm that first. Its disk is kept.",
+}
+# of those, the ones that are made anew where their disk holds nothing
+REPLACEABLE = frozenset({"ERROR", "DELETED", "SOFT_DELETED"})
+LOCKED = "This instance is locked in the cloud, and stays as it is until that is undone there. Its disk is kept."
+GOING_DOWN = frozenset({"powering-off", "suspending", "pausing", "deleting", "soft-deleting", "rescuing"})
+SHUT_DOWN = 4  # ref: https://docs.openstack.org/nova/latest/reference/vm-states.html (power states)
 
 
 def task_of(server: Server) -> str | None:
@@ -33,14 +50,21 @@ def task_of(server: Server) -> str | None:
 
 
 def is_ended(server: Server) -> bool:
-    """Certain: it is off, and nothing is under way that would change it."""
-    return server["status"] in ENDED and not task_of(server)
+    """Certain: nothing of its user's runs there, whatever the guest does, and nothing is under way that would change it."""
+    return (server["status"] in WAKE or why_held(server) != "") and not task_of(server)
+
+
+def why_held(server: Server) -> str:
+    """Why nobody but the cloud's operators can bring it up; a server that was resized while it was up, is up again."""
+    is_up = server["status"] == RESIZED and server.get("OS-EXT-STS:power_state") != SHUT_DOWN
+    return "" if is_up else HELD.get(server["status"], "")
 
 
 def is_moving(server: Server) -> bool:
     """Something is under way at whose end it will be off, or that has to end before it can be started."""
     task = task_of(server) or ""
-    return task in GOING_DOWN or task.startswith("shelving") or (server["status"] in WAKE and task != "")
+    is_off = server["status"] in WAKE or why_held(server) != ""
+    return task in GOING_DOWN or task.startswith("shelving") or (is_off and task != "")
 
 
 def instance_of(server: Server) -> str | None:
@@ -53,8 +77,13 @@ def belongs_to(server: Server, deployment_id: str, instance_id: str) -> bool:
 
 def address_of(server: Server) -> str:
     """A fixed address of a server, '' before it has one."""
+    return _ipv4_first(addresses_of(server))
+
+
+def addresses_of(server: Server) -> list[str]:
+    """All its fixed ones."""
     addresses = [one for network in server.get("addresses", {}).values() for one in network]
-    return _ipv4_first(one["addr"] for one in addresses if one.get("OS-EXT-IPS:type", "fixed") == "fixed")
+    return [one["addr"] for one in addresses if one.get("OS-EXT-IPS:type", "fixed") == "fixed"]
 
 
 def address_of_port(port: Mapping[str, Any]) -> str:

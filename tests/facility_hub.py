@@ -217,6 +217,19 @@ class FacilityHub(RunningHub):
         ids = {instance.id for instance in self.instances(visitor)} if visitor else None
         return [server for server in servers if ids is None or server["metadata"].get("hutch-instance") in ids]
 
+    def operate(self, visitor: Visitor, verb: str, argument: Any = None) -> str:
+        """Acts on their only server, as the cloud's operators do; returns its status when that is done."""
+
+        def settled() -> dict[str, Any] | None:
+            (one,) = self.servers(visitor)
+            return one if one["OS-EXT-STS:task_state"] is None else None
+
+        # what answers already may still be built for a moment more
+        path = f"/servers/{until(settled, f'it can be told to {verb}')['id']}/action"
+        answer = self.cloud.compute.post(path, json={verb: argument}, microversion="2.79")
+        assert answer.status_code in (200, 202, 204), answer.text
+        return str(until(settled, f"{verb} is done")["status"])
+
     def ports(self, visitor: Visitor | None = None) -> list[dict[str, Any]]:
         ports = self.cloud.network.get("/ports").json()["ports"]
         ids = {instance.id for instance in self.instances(visitor)} if visitor else None

@@ -71,6 +71,7 @@ class Card:
     failure: Failure | None = None
     holds_data: bool = True
     standing: Standing | None = None
+    stop_is_open: bool = False  # the hub has let go of it, and the cloud has not switched it off yet
 
     @property
     def path(self) -> str:
@@ -82,11 +83,11 @@ class Card:
 
     @property
     def changing(self) -> bool:
-        return self.state in CHANGING
+        return self.state in CHANGING and not self.stop_is_open
 
     @property
     def can_start(self) -> bool:
-        return self.state in (State.STOPPED, State.FAILED, State.UNREACHABLE)
+        return self.state in (State.STOPPED, State.FAILED, State.UNREACHABLE) or self.stop_is_open
 
     @property
     def can_stop(self) -> bool:
@@ -107,6 +108,7 @@ def card(
     ready, pending = (server.ready, server.pending) if server else (False, None)
     standing = queue.get(intent.id) if intent else None
     state = state_of(intent, deleted=row.deleted_at is not None, ready=ready, pending=pending, waits=standing is not None)
+    stop_is_open = state is State.STOPPED and intent is not None and (intent.kind, intent.outcome) == (IntentKind.STOP, None)
     failed = failure(intent, person) if intent and state is State.FAILED else None
     if launch and launch.failed and state is State.UNREACHABLE:
         state, failed = State.FAILED, Failure(launch.message, launch.now, row.id[:8])
@@ -114,7 +116,7 @@ def card(
         id=row.id,
         name=row.server_name,
         title=row.display_name,
-        state=state,
+        state=State.STOPPING if stop_is_open else state,
         plan=row.plan.name,
         size=wording.size(row.plan.cores, row.plan.memory_mb),
         experiments=tuple(map(visit_of, row.experiments)),
@@ -124,6 +126,7 @@ def card(
         failure=failed,
         holds_data=row.first_ready_at is not None,
         standing=standing,
+        stop_is_open=stop_is_open,
     )
 
 

@@ -16,7 +16,17 @@ from spawner.devcloud.stub import StubMachine
 
 log = logging.getLogger("devcloud")
 
-NO_STATE, RUNNING, SHUTDOWN, CRASHED = 0, 1, 4, 6
+NO_STATE, RUNNING, PAUSED, SHUTDOWN, CRASHED = 0, 1, 3, 4, 6
+# what operators do to a server: in which states, its task meanwhile, its states afterwards (power None: as before)
+OPERATIONS: dict[str, tuple[tuple[str, ...], str, str, int | None]] = {
+    "pause": (("active",), "pausing", "paused", PAUSED),
+    "unpause": (("paused",), "unpausing", "active", RUNNING),
+    "suspend": (("active",), "suspending", "suspended", SHUTDOWN),
+    "resume": (("suspended",), "resuming", "active", RUNNING),
+    "rescue": (("active", "stopped", "error"), "rescuing", "rescued", RUNNING),
+    "unrescue": (("rescued",), "unrescuing", "active", RUNNING),
+    "resize": (("active", "stopped"), "resize_finish", "resized", None),
+}
 NO_VALID_HOST = "No valid host was found. There are not enough hosts available."
 
 
@@ -259,6 +269,25 @@ class Lifecycle:
     def unshelve(self, server: Server) -> None:
         self.check(server, "unshelve", ("shelved", "shelved_offloaded"))
         self._begin(server, "unshelving", self._unshelve)
+
+    def operate(self, verb: str, server: Server, _: Any = None) -> None:
+        vm_states, task_state, vm_state, power_state = OPERATIONS[verb]
+        self.check(server, verb, vm_states)
+        then = server.power_state if power_state is None else power_state
+        self._begin(server, task_state, lambda server: self._operate(server, verb, vm_state, then))
+
+    async def _operate(self, server: Server, verb: str, vm_state: str, power_state: int) -> None:
+        """What is paused or suspended goes on answering here; what is rescued has booted something without an agent."""
+        await self._pause(0.2)
+        if verb in ("rescue", "resize"):
+            await self._shut_down(server)
+        if verb == "unrescue" or (verb == "resize" and power_state == RUNNING):
+            await self._power_on(server)
+        self._set(server, None, vm_state, power_state)
+
+    def confirm_resize(self, server: Server) -> None:
+        self.check(server, "confirmResize", ("resized",))
+        self._set(server, None, "active" if server.power_state == RUNNING else "stopped")
 
     def delete(self, server: Server) -> None:
         if server.locked:

@@ -110,7 +110,7 @@ class Nova:
         body = await schemas.read(request, "create")
         identity: Identity = request["identity"]
         wanted = body["server"]
-        flavor, image_id = self._flavor(wanted), self._image(wanted)
+        flavor, image_id = self.flavor(wanted["flavorRef"]), self._image(wanted)
         networks = self._networks(identity, wanted)
         groups = self._groups(identity, wanted)
         if wanted.get("availability_zone", ZONE) != ZONE:
@@ -154,8 +154,8 @@ class Nova:
         location = answer["links"][0]["href"]  # type: ignore[index]
         return web.json_response({"server": answer}, status=202, headers={"Location": location})
 
-    def _flavor(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        reference = str(wanted["flavorRef"]).rpartition("/")[2]
+    def flavor(self, reference: str) -> dict[str, Any]:
+        reference = str(reference).rpartition("/")[2]
         flavor = FLAVORS.get(reference)
         if flavor is None:
             raise bad_request(f"Flavor {reference} could not be found.")
@@ -169,7 +169,7 @@ class Nova:
             raise bad_request("Can not find requested image")
         if image["status"] != "active":
             raise bad_request(f"Image {image['id']} is not active.")
-        flavor = self._flavor(wanted)
+        flavor = self.flavor(wanted["flavorRef"])
         if flavor["ram"] < image["min_ram"]:
             raise bad_request("Flavor's memory is too small for requested image.")
         if flavor["disk"] < image["min_disk"]:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from spawner.devcloud import nova_schemas as schemas
 from spawner.devcloud.errors import ApiError, bad_request, conflict, not_found
+from spawner.devcloud.lifecycle import OPERATIONS
 from spawner.devcloud.nova import PREFIX, Nova
 from spawner.devcloud.state import Server
 
@@ -20,8 +22,8 @@ EVENTS = {
     "shelve": ("shelve", "compute_shelve_instance"),
     "shelveOffload": ("shelveOffload", "compute_shelve_offload_instance"),
     "unshelve": ("unshelve", "compute_unshelve_instance"),
-    "unpause": ("unpause", "compute_unpause_instance"),
-    "resume": ("resume", "compute_resume_instance"),
+    **{verb: (verb, f"compute_{verb}_instance") for verb in OPERATIONS},
+    "confirmResize": ("confirmResize", "compute_confirm_resize"),
     "createImage": ("createImage", "compute_snapshot_instance"),
     "lock": ("lock", "api_lock"),
     "unlock": ("unlock", "api_unlock"),
@@ -39,9 +41,9 @@ class NovaActions:
             "shelve": lambda server, _: self._lifecycle.shelve(server),
             "shelveOffload": lambda server, _: self._lifecycle.shelve_offload(server),
             "unshelve": lambda server, _: self._lifecycle.unshelve(server),
-            # nothing here is ever paused or suspended
-            "unpause": lambda server, _: self._lifecycle.check(server, "unpause", ("paused",)),
-            "resume": lambda server, _: self._lifecycle.check(server, "resume", ("suspended",)),
+            **{verb: partial(self._lifecycle.operate, verb) for verb in OPERATIONS},
+            "resize": lambda server, how: self._resize(server, how["flavorRef"]),
+            "confirmResize": lambda server, _: self._lifecycle.confirm_resize(server),
             "createImage": lambda server, _: self._lifecycle.snapshot(server),
             "lock": lambda server, how: self._lock(server, True, (how or {}).get("locked_reason")),
             "unlock": lambda server, _: self._lock(server, False, None),
@@ -75,6 +77,11 @@ class NovaActions:
                 return web.json_response({"image_id": image_id}, status=202)
             return web.Response(status=202, headers={"Location": f"{request.url.origin()}/image/v2/images/{image_id}"})
         return web.Response(status=202)
+
+    def _resize(self, server: Server, flavor_id: str) -> None:
+        flavor = self._nova.flavor(flavor_id)
+        self._lifecycle.operate("resize", server)
+        server.flavor = flavor
 
     def _lock(self, server: Server, locked: bool, reason: str | None) -> None:
         server.locked, server.locked_reason = locked, reason if locked else None

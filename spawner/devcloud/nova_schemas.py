@@ -110,8 +110,9 @@ ACTIONS: dict[str, dict[str, Any]] = {
     "shelve": NOTHING,
     "shelveOffload": NOTHING,
     "unshelve": NOTHING,
-    "unpause": NOTHING,
-    "resume": NOTHING,
+    **dict.fromkeys(("pause", "unpause", "suspend", "resume", "unrescue", "confirmResize"), NOTHING),
+    "rescue": {"type": ["object", "null"]},
+    "resize": an_object({"flavorRef": {"type": ["string", "integer"], "minLength": 1}}, "flavorRef"),
     "unlock": NOTHING,
     "lock": {"type": ["object", "null"]},
     "createImage": {

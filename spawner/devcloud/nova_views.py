@@ -23,6 +23,10 @@ STATUS = {
     "active": "ACTIVE",
     "building": "BUILD",
     "stopped": "SHUTOFF",
+    "paused": "PAUSED",
+    "suspended": "SUSPENDED",
+    "rescued": "RESCUE",
+    "resized": "VERIFY_RESIZE",
     "error": "ERROR",
     "shelved": "SHELVED",
     "shelved_offloaded": "SHELVED_OFFLOADED",
@@ -50,6 +54,8 @@ SORT_KEYS = {
 def status_of(server: Server) -> str:
     if server.vm_state == "active" and server.task_state in REBOOTING:
         return REBOOTING[server.task_state]
+    if (server.task_state or "").startswith("resize_"):
+        return "RESIZE"
     return STATUS[server.vm_state]
 
 

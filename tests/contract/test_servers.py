@@ -380,6 +380,41 @@ def test_a_server_is_stopped_started_shelved_and_unshelved(contract):
     assert fault(contract.ask("DELETE", f"/servers/{server_id}"))[:2] == (404, "itemNotFound")
 
 
+def test_what_operators_do_to_a_server_keeps_it_from_being_stopped_and_started(contract):
+    server_id = contract.create()
+    address = contract.until(server_id, "ACTIVE")["addresses"]
+    other = {"flavorRef": contract.flavor_id("m1.tiny")}
+    for there, argument, status, back in (
+        ("pause", None, "PAUSED", "unpause"),
+        ("suspend", None, "SUSPENDED", "resume"),
+        ("rescue", None, "RESCUE", "unrescue"),
+        ("resize", other, "VERIFY_RESIZE", "confirmResize"),
+    ):
+        assert contract.act(server_id, there, argument).status_code in (200, 202), there
+        server = contract.until(server_id, status)
+        assert server["addresses"] == address
+        for action in ("os-stop", "os-start"):
+            code, kind, words = fault(contract.act(server_id, action))
+            assert (code, kind) == (409, "conflictingRequest")
+            assert words.endswith(f"while it is in vm_state {server['OS-EXT-STS:vm_state']}")
+        assert contract.act(server_id, back).status_code in (202, 204), back
+        contract.until(server_id, "ACTIVE")
+
+
+def test_a_locked_server_is_neither_stopped_started_nor_deleted_and_says_so(contract):
+    server_id = contract.create()
+    contract.until(server_id, "ACTIVE")
+    assert contract.act(server_id, "lock", {"locked_reason": "under repair"}).status_code == 202
+    server = contract.server(server_id)
+    assert (server["status"], server["locked"], server["locked_reason"]) == ("ACTIVE", True, "under repair")
+    refused = [contract.act(server_id, action) for action in ("os-stop", "os-start", "shelve")]
+    for answer in (*refused, contract.ask("DELETE", f"/servers/{server_id}")):
+        assert fault(answer) == (409, "conflictingRequest", f"Instance {server_id} is locked")
+    assert contract.act(server_id, "unlock").status_code == 202
+    assert contract.act(server_id, "os-stop").status_code == 202
+    contract.until(server_id, "SHUTOFF")
+
+
 def test_a_server_that_is_built_or_going_takes_a_delete_and_no_start(contract):
     server_id = contract.create()
     # Nova shows a server that it has not placed yet, but cannot find it to act on it

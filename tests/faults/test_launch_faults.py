@@ -237,7 +237,7 @@ def test_a_server_that_switches_itself_off_while_it_boots(hub):
     hub.launch(visitor)
     (server,) = until(lambda: [one for one in hub.servers(visitor) if one["status"] == "ACTIVE"], "the server is up")
     hub.devcloud.trouble(server["id"], "power-off")
-    failed(hub, visitor, "boot", "The server switched itself off while it booted.")
+    failed(hub, visitor, "boot", "The server was found switched off while it booted.")
     works_at_last(hub, visitor)
 
 

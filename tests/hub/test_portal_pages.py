@@ -285,7 +285,7 @@ def test_stop_writes_the_intent_with_its_actor_before_the_hub_is_asked(running_h
     launch(browser, person)
     until(lambda: browser.get("instances/my-films"), "Open JupyterLab")
     browser.submit("instances/my-films/stop")
-    until(lambda: browser.get("instances/my-films"), "It is switched off.")
+    until(lambda: browser.get("instances/my-films"), "Its disk is kept")
     with running_hub.session() as session:
         intents = session.get(Instance, running_hub.instance(person, "my-films").id).intents
         assert [(one.kind, one.actor, one.outcome) for one in intents] == [("launch", person, "done"), ("stop", person, "done")]

@@ -90,6 +90,40 @@ def on(plan: str, visitor: Visitor) -> dict[str, Any]:
     return {"display_name": "films", "user_options": {"plan": plan, "experiments": [visitor.experiment]}}
 
 
+# --- what operators do
+
+
+def test_what_operators_do_is_said_and_a_start_goes_on_with_the_same_server(hub, visitor):
+    hub.launch(visitor)
+    hub.until_ready(visitor.login, "films", 200)
+    (server,) = hub.servers(visitor)
+    for verb, status, found, undo in (
+        ("pause", "PAUSED", {"kind": "stop", "reason": "the server was found paused"}, ""),
+        ("suspend", "SUSPENDED", {"kind": "stop", "reason": "the server was found suspended"}, ""),
+        ("rescue", "RESCUE", {"kind": "launch", "outcome": "failed"}, "unrescue"),
+    ):
+        assert hub.operate(visitor, verb) == status
+        hub.until_intent(visitor, **found)
+        hub.until_idle(visitor.login, "films")
+        if undo:
+            assert hub.operate(visitor, undo) == "ACTIVE"
+        assert hub.start_again(visitor).status_code in (201, 202)
+        hub.until_ready(visitor.login, "films", 200)
+    small = hub.cloud.compute.find_flavor("m1.tiny").id
+    assert hub.operate(visitor, "resize", {"flavorRef": small}) == "VERIFY_RESIZE"
+    assert hub.operate(visitor, "confirmResize") == "ACTIVE"
+    hub.until_ready(visitor.login, "films", 200)
+    hub.end(visitor)
+    hub.operate(visitor, "lock")
+    hub.start_again(visitor)
+    assert "locked in the cloud" in hub.until_intent(visitor, kind="launch", outcome="failed").message
+    hub.until_idle(visitor.login, "films")
+    hub.operate(visitor, "unlock")
+    hub.start_again(visitor)
+    hub.until_ready(visitor.login, "films", 200)
+    assert [one["id"] for one in hub.servers(visitor)] == [server["id"]] and len(hub.ports(visitor)) == 1
+
+
 # --- TLS
 
 

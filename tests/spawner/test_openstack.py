@@ -52,16 +52,23 @@ RUNS, ENDED, BROKE = None, 0, 1
         ("BUILD", "spawning", RUNS),
         ("REBOOT", "reboot_started", RUNS),
         ("HARD_REBOOT", "rebooting_hard", RUNS),
-        ("PAUSED", None, RUNS),
-        ("SUSPENDED", None, RUNS),
-        ("RESIZE", None, RUNS),
+        ("PAUSED", "unpausing", RUNS),
+        ("SUSPENDED", "resuming", RUNS),
+        ("RESCUE", "unrescuing", RUNS),
+        ("RESIZE", "resize_migrating", RUNS),
+        ("VERIFY_RESIZE", None, RUNS),
+        ("MIGRATING", "migrating", RUNS),
         ("UNKNOWN", None, RUNS),
         ("a state of a later Nova", None, RUNS),
         ("SHUTOFF", "powering-on", RUNS),
         ("SHELVED_OFFLOADED", "spawning", RUNS),
+        ("PAUSED", None, ENDED),
+        ("SUSPENDED", None, ENDED),
+        ("RESCUE", None, ENDED),
         ("SHUTOFF", None, ENDED),
         ("SHELVED", None, ENDED),
         ("SHELVED_OFFLOADED", None, ENDED),
+        ("VERIFY_RESIZE and off", None, ENDED),
         ("DELETED", None, ENDED),
         ("SOFT_DELETED", None, ENDED),
         ("ERROR", None, BROKE),
@@ -70,7 +77,8 @@ RUNS, ENDED, BROKE = None, 0, 1
     ids=lambda value: str(value),
 )
 async def test_an_end_is_only_what_the_cloud_is_certain_of(spawner, monkeypatch, status, task, exit_status):
-    seen = listed(status, task)
+    status, _, off = status.partition(" and ")
+    seen = listed(status, task) | ({"OS-EXT-STS:power_state": 4} if off else {})
     see(spawner, seen)
     asked = AsyncMock(return_value=seen)
     monkeypatch.setattr(spawner.around.cloud, "server", asked)
@@ -90,6 +98,8 @@ async def test_an_end_is_only_what_the_cloud_is_certain_of(spawner, monkeypatch,
         ("SHELVED_OFFLOADED", None, False),
         ("ACTIVE", None, False),
         ("ACTIVE", "image_snapshot", False),
+        ("ACTIVE", "rescuing", True),
+        ("RESCUE", "unrescuing", True),
     ],
     ids=lambda value: str(value),
 )
@@ -242,6 +252,94 @@ async def test_a_cloud_whose_clock_is_behind_makes_no_boot_look_long(spawner, mo
     spawner.agent_port = free_port()
     server = listed("ACTIVE", created=(ours - timedelta(hours=1)).isoformat(), addresses=nowhere)
     assert await spawner._is_stillborn(server) is given_up
+
+
+@pytest.mark.parametrize("verb", ["pause", "suspend", "rescue", "shelve"])
+async def test_a_stop_of_what_stands_still_is_done_at_once(devcloud, cloud, tmp_path, verb):
+    """Nova would refuse to switch it off, again and again."""
+    spawner = spawner_alone(devcloud.clouds_yaml, state_dir=str(tmp_path))
+    await spawner.start()
+    server = cloud.compute.wait_for_server(cloud.compute.get_server(spawner.server_id), interval=0.01)
+    assert cloud.compute.post(f"/servers/{server.id}/action", json={verb: None}).status_code == 202
+    states = {"pause": "PAUSED", "suspend": "SUSPENDED", "rescue": "RESCUE", "shelve": "SHELVED_OFFLOADED"}
+    cloud.compute.wait_for_server(server, states[verb], interval=0.01)
+    devcloud.clear_calls()
+    await spawner.stop()
+    assert spawner.is_off and not [call for call in devcloud.calls()["counts"] if call.endswith("/action")]
+
+
+async def test_a_group_that_was_replaced_by_another_of_its_name_is_looked_up_once_more(devcloud, cloud, tmp_path):
+    spawner = spawner_alone(devcloud.clouds_yaml, state_dir=str(tmp_path))
+    await spawner.start()
+    before = cloud.network.create_security_group(name="replaced")
+    assert await spawner.around.cloud.security_group_id("replaced") == before.id
+    cloud.network.delete_security_group(before)
+    after = cloud.network.create_security_group(name="replaced")
+    spawner.security_groups = ["replaced"]
+    await spawner.start()
+    (port,) = cloud.network.ports(device_id=spawner.server_id)
+    assert port.security_group_ids == [after.id]
+
+
+@pytest.mark.parametrize(
+    ("status", "power", "is_unused", "made_anew"),
+    [
+        ("ERROR", 0, True, True),
+        ("ERROR", 0, False, False),
+        ("SOFT_DELETED", 4, True, True),
+        ("SOFT_DELETED", 4, False, False),
+        ("RESCUE", 1, True, False),
+        ("RESCUE", 1, False, False),
+        ("VERIFY_RESIZE", 4, True, False),
+        ("VERIFY_RESIZE", 4, False, False),
+    ],
+)
+async def test_only_what_failed_and_holds_nothing_is_made_anew(spawner, monkeypatch, status, power, is_unused, made_anew):
+    monkeypatch.setattr(spawner, "unused_since", lambda: datetime.now(UTC) if is_unused else None)
+    for name in ("_remove", "_create"):
+        monkeypatch.setattr(spawner, name, AsyncMock())
+    server = listed(status, **{"OS-EXT-STS:power_state": power})
+    if made_anew:
+        await spawner._take(server, [])
+    else:
+        with pytest.raises(LaunchError, match="instance") as refused:
+            await spawner._take(server, [])
+        assert refused.value.reason == "server-held"
+    assert spawner._remove.await_count == spawner._create.await_count == made_anew
+
+
+@pytest.mark.parametrize("task", ["powering-off", "deleting", "rescuing"])
+async def test_a_server_that_is_stuck_in_a_task_is_not_waited_for_for_ever(spawner, monkeypatch, task):
+    spawner.stop_timeout_seconds = 0.2
+    monkeypatch.setattr(spawner.around.cloud, "act", AsyncMock())
+    with pytest.raises(TimeoutError) as late:
+        await spawner._take(listed("ACTIVE", task), [])
+    assert "stuck" in spawner._as_launch_error(late.value).message and not spawner.around.cloud.act.await_count
+
+
+@pytest.mark.parametrize(
+    ("addresses", "agent_answers", "notebook_lacks", "lost"),
+    [
+        pytest.param(["10.0.0.7"], True, False, False, id="all-is-well"),
+        pytest.param(["10.0.0.7"], True, True, True, id="rebooted"),
+        pytest.param(["10.0.0.8"], True, None, False, id="still-there-at-the-old-address"),
+        pytest.param(["10.0.0.8"], False, None, True, id="at-another-address"),
+        pytest.param([], False, None, True, id="without-an-address"),
+        pytest.param(None, False, None, False, id="the-cloud-does-not-say"),
+    ],
+)
+async def test_a_server_that_runs_without_its_notebook_is_let_go(
+    spawner, monkeypatch, addresses, agent_answers, notebook_lacks, lost
+):
+    spawner.address, spawner.fingerprint = "10.0.0.7", "ab" * 32
+    known = {} if addresses is None else {"addresses": {"hutch": [{"addr": one} for one in addresses]}}
+    see(spawner, listed("ACTIVE", **known))
+    monkeypatch.setattr(type(spawner), "ready", True)
+    monkeypatch.setattr(spawner.around.agents, "answers", AsyncMock(return_value=agent_answers))
+    monkeypatch.setattr(spawner.around.agents, "lacks_notebook", AsyncMock(return_value=notebook_lacks))
+    assert await spawner.poll() == (0 if lost else RUNS)
+    # nobody is to take that for a server that was switched off
+    assert spawner.ended is None
 
 
 @pytest.fixture
