@@ -111,7 +111,8 @@ def test_what_operators_do_is_said_and_a_start_goes_on_with_the_same_server(hub,
         hub.until_ready(visitor.login, "films", 200)
     small = hub.cloud.compute.find_flavor("m1.tiny").id
     assert hub.operate(visitor, "resize", {"flavorRef": small}) == "VERIFY_RESIZE"
-    assert hub.operate(visitor, "confirmResize") == "ACTIVE"
+    hub.operate(visitor, "confirmResize")
+    until(lambda: hub.servers(visitor)[0]["status"] == "ACTIVE", "the resize is confirmed")
     hub.until_ready(visitor.login, "films", 200)
     hub.end(visitor)
     hub.operate(visitor, "lock")
