@@ -292,7 +292,7 @@ def _section(config: Config, file: Path) -> Config:
 
 
 def unknown_settings(config: Config, *classes: type[Configurable]) -> Iterator[str]:
-    """What none of these classes takes. traitlets says so where one is made: the hub at a launch, the rest to a log that is off."""
+    """What none of these classes takes. traitlets tells only the hub's log of it, and not of sections that there are not."""
     known: dict[str, set[str]] = {}
     for one in classes:
         for base in [base for base in one.__mro__ if issubclass(base, Configurable)]:
