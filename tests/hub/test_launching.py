@@ -11,8 +11,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from browser import chromium
 from databases import database_url, upgrade
 from facility_hub import EXAMPLE, FacilityHub, Visitor
+from playwright.sync_api import expect
 from running_hub import until
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -416,6 +418,21 @@ def test_an_admin_starts_and_stops_for_others_and_it_is_noted_who_did(hub, admin
     hub.until_ready(visitor.login, "films")
     launch = hub.until_intent(visitor, kind="launch", outcome="done")
     assert (stop.actor, launch.actor) == (admin.login, admin.login)
+
+
+def test_the_admin_panel_says_why_a_start_was_refused(hub, admin):
+    visitor = hub.visitor()
+    hub.launched(visitor)
+    hub.end(visitor)
+    hub.end_membership(visitor)
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto(f"http://localhost:{hub.port}/hub/admin?name_filter={visitor.login}")
+        if not (button := page.locator(f"button[value={admin.login}]")).is_visible():
+            page.get_by_text("Everybody else").click()
+        button.click()
+        page.get_by_test_id(f"user-row-{visitor.login}-films").get_by_role("button", name="Start Server").click()
+        expect(page.get_by_role("alert").first).to_contain_text("not a member of experiment")
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
