@@ -29,14 +29,6 @@ SUPPORT_VERBS = frozenset({"grant", "refuse-support", "end-support"})
 VERBS = frozenset({"ask", "give", "refuse", "take", "release", "remove"})
 
 
-@dataclass(frozen=True, slots=True)
-class Say:
-    """A sentence for somebody in the room."""
-
-    to: str
-    text: str
-
-
 @dataclass(slots=True)
 class Guest:
     """Somebody at the desktop, with what the records say of them, in one page or several."""
@@ -145,15 +137,15 @@ class Room:
         }
         return [verb for verb, allowed in verbs.items() if allowed] + (sorted(SUPPORT_VERBS) if owns else [])
 
-    def hear(self, user_id: str, message: dict[str, Any], at: datetime) -> list[Say]:
-        """Does what somebody asks of the room, or says why not. Raises ValueError for what nobody may say."""
+    def hear(self, user_id: str, message: dict[str, Any], at: datetime) -> dict[str, str]:
+        """Does what somebody asks of the room, or says why not, as {to whom: sentence}. ValueError: nobody may say that."""
         verb, other = message.get("do"), message.get("to", message.get("who", ""))
         if verb not in VERBS or not isinstance(other, str):
             raise ValueError(f"{str(verb)[:20]!r} is nothing that one can ask of a room")
         self.settle(at)
-        said: list[Say] = []
+        said: dict[str, str] = {}
         if verb not in self.may(user_id, at):
-            said = [Say(user_id, "You cannot do that now.")]
+            said = {user_id: "You cannot do that now."}
         elif verb == "ask" and self.driver:
             self._asking[user_id] = at + ANSWER_WITHIN
         elif verb in ("ask", "take"):
@@ -162,24 +154,24 @@ class Room:
             # to whoever asked first; else the owner has it again, by `settle`
             self.driver = next(iter(self._asking), None)
         elif other not in self._guests or other == user_id:
-            said = [Say(user_id, "They are not here any more.")]
+            said = {user_id: "They are not here any more."}
         else:
             said = self._about(user_id, verb, other, at)
         self.settle(at)
         return said
 
-    def _about(self, user_id: str, verb: str, other: str, at: datetime) -> list[Say]:
+    def _about(self, user_id: str, verb: str, other: str, at: datetime) -> dict[str, str]:
         if verb == "remove":
             self._sent_away[other] = at + SENT_AWAY_FOR
         elif verb == "refuse":
             if self._asking.pop(other, None):
                 self._refused[other] = at + ANSWER_WITHIN
-                return [Say(other, f"{self._guests[user_id].person.name} goes on driving.")]
+                return {other: f"{self._guests[user_id].person.name} goes on driving."}
         elif not self._may_drive(other):
-            return [Say(user_id, f"{self._guests[other].person.name} may only watch.")]
+            return {user_id: f"{self._guests[other].person.name} may only watch."}
         else:
             self.driver = other
-        return []
+        return {}
 
     # --- what people see
 

@@ -393,10 +393,9 @@ class Guest:
         except (ValueError, TypeError) as error:
             self.connection.end(MALFORMED, {"do": "end", "rule": "malformed", "text": str(error)})
             return
-        for one in said:
-            for guest in self.desktop.guests.values():
-                if guest.person.id == one.to:
-                    guest.connection.tell({"do": "say", "text": one.text})
+        for guest in self.desktop.guests.values():
+            if text := said.get(guest.person.id):
+                guest.connection.tell({"do": "say", "text": text})
         self.relay.judge(self.desktop)
 
     async def _set_layout(self, desktop: Desktop, layout: str) -> None:

@@ -56,7 +56,7 @@ class Play:
 
     def say(self, who: str, do: str, other: str = "") -> list[tuple[str, str]]:
         said = self.room.hear(who, {"do": do, **({"to": other} if other else {})}, self.at)
-        return [(one.to, one.text) for one in said]
+        return list(said.items())
 
     def may(self, who: str) -> list[str]:
         return self.room.may(who, self.at)
