@@ -7,6 +7,7 @@ is a sibling that only has to find out the login. `DemoAuthenticator` is the one
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from jupyterhub.auth import Authenticator
 from jupyterhub.handlers import BaseHandler
 from sqlalchemy import select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import selectinload
 from tornado import web
 from traitlets import Bool, Int
 
@@ -129,20 +130,11 @@ class DemoAuthenticator(FacilityUsers):
     async def authenticate(self, handler: Any, data: dict[str, str]) -> dict[str, Any]:
         return await self.known(data["username"])
 
-    def example_users(self) -> list[dict[str, str]]:
+    def example_users(self) -> Sequence[User]:
         """Everybody, for the sign-on page."""
-
-        def load(session: Session) -> list[dict[str, str]]:
-            query = select(User).where(User.ended_at.is_(None)).order_by(User.id)
-            held = selectinload(User.roles.and_(UserRole.held(now())))
-            return [_shown(user) for user in session.scalars(query.options(held, selectinload(User.affiliation)))]
-
-        return self.facility.ask_here(load)
-
-
-def _shown(user: User) -> dict[str, str]:
-    roles, place = sorted(role.role for role in user.roles), user.affiliation.name if user.affiliation else ""
-    return {"login": user.login, "name": user.name, "roles": ", ".join(roles), "affiliation": place}
+        held = selectinload(User.roles.and_(UserRole.held(now())))
+        query = select(User).where(User.ended_at.is_(None)).order_by(User.id).options(held, selectinload(User.affiliation))
+        return self.facility.ask_here(lambda session: session.scalars(query).all())
 
 
 def is_loopback(address: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, joinedload
@@ -34,24 +34,23 @@ from ..database.tables import (
 from ..explaining import before_and_now, last_loads
 from ..identities import link
 from ..steward.differences import State
-from .desk import AtDesk, Desk, Field
+from .desk import AtDesk, Field
 
 ROWS, PAGE_ROWS, FINDINGS = 20, 50, 200
 # columns that say where a record comes from, not what it says
 ORIGIN = {"source", "run_id", "ended_at"}
 
-routes = APIRouter()
 
-
-def _staff(desk: Desk, task: Task = Task.FACILITY_DATA) -> None:
-    if not may_run(desk.person, task):
+async def _for_staff(desk: AtDesk) -> None:
+    if not may_run(desk.person, Task.FACILITY_DATA):
         raise HTTPException(403)
+
+
+routes = APIRouter(dependencies=[Depends(_for_staff)])
 
 
 @routes.get("/facility")
 async def overview(desk: AtDesk) -> HTMLResponse:
-    _staff(desk)
-
     def shown(session: Session) -> dict[str, Any]:
         people = select(User).where(User.ended_at.is_(None))
         for table in (ExperimentMember, UserRole, UserGroup, InstrumentScientist):
@@ -89,7 +88,6 @@ def _total(run: EtlRun, kind: str) -> int:
 @routes.get("/facility/runs/{run_id}")
 async def run(desk: AtDesk, run_id: int, page: int = 1) -> HTMLResponse:
     """What a run did and what it left out. page: from 1, of both."""
-    _staff(desk)
 
     def shown(session: Session) -> dict[str, Any]:
         found = session.get(EtlRun, run_id)
@@ -121,7 +119,8 @@ def _line(session: Session, change: EtlChange) -> dict[str, Any]:
 
 @routes.post("/facility/identities")
 async def confirm(desk: AtDesk, issuer: Field, subject: Field, user_id: Field) -> RedirectResponse:
-    _staff(desk, Task.CONFIRM_IDENTITY)
+    if not may_run(desk.person, Task.CONFIRM_IDENTITY):
+        raise HTTPException(403)
 
     def confirmed(session: Session) -> None:
         take_turn(session)  # of two who confirm at once, the other finds nothing left to confirm
@@ -137,8 +136,6 @@ async def confirm(desk: AtDesk, issuer: Field, subject: Field, user_id: Field) -
 
 @routes.get("/cloud")
 async def cloud(desk: AtDesk) -> HTMLResponse:
-    _staff(desk)
-
     def shown(session: Session) -> dict[str, Any]:
         open_ones = select(CloudFinding).where(CloudFinding.ended_at.is_(None))
         return {
