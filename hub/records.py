@@ -54,19 +54,10 @@ _IS_MEMBER = (
     & (ExperimentMember.user_id == bindparam("user_id"))
     & ExperimentMember.ended_at.is_(None)
 )
+_WHAT = Experiment.id, Experiment.proposal_id, Experiment.instrument_id, func.coalesce(Experiment.title, Proposal.title)
+_WHERE_AND_WHEN = Instrument.name, Experiment.starts_at, Experiment.ends_at
 VISITS = (
-    select(
-        Experiment.id,
-        Experiment.proposal_id,
-        Experiment.instrument_id,
-        func.coalesce(Experiment.title, Proposal.title),
-        Instrument.name,
-        Experiment.starts_at,
-        Experiment.ends_at,
-        ExperimentMember.role,
-        Proposal.public_at,
-        Experiment.ended_at.is_not(None),
-    )
+    select(*_WHAT, *_WHERE_AND_WHEN, ExperimentMember.role, Proposal.public_at, Experiment.ended_at.is_not(None))
     .select_from(Experiment)
     .join(Proposal, Proposal.id == Experiment.proposal_id)
     .join(Instrument, Instrument.id == Experiment.instrument_id)
@@ -101,6 +92,7 @@ USAGE = (
 )
 _IS_NAMED = User.login == bindparam("login"), Instance.server_name == bindparam("server_name"), Instance.deleted_at.is_(None)
 INSTANCE_ID = select(Instance.id).join(Instance.owner).where(*_IS_NAMED)
+# what the owner granted last, also when its time is over; not what was ended
 CONSENT = (
     select(SupportAccess.right, SupportAccess.until, SupportAccess.id)
     .where(SupportAccess.instance_id == bindparam("instance_id"), SupportAccess.user_id == bindparam("user_id"))
@@ -139,10 +131,8 @@ def experiments_named(session: Session, ids: Iterable[str], user_id: str) -> lis
 
 def _visits(session: Session, query: Select, user_id: str, **values: Any) -> list[Visit]:
     return [
-        Visit(name, proposal, instrument, title, where, starts_at, ends_at, {user_id: role} if role else {}, public_at, bool(gone))
-        for name, proposal, instrument, title, where, starts_at, ends_at, role, public_at, gone in rows(
-            session, query, values | {"user_id": user_id}
-        )
+        Visit(*facts, {user_id: role} if role else {}, public_at, bool(gone))  # type: ignore[call-arg]
+        for *facts, role, public_at, gone in rows(session, query, values | {"user_id": user_id})
     ]
 
 
@@ -151,6 +141,7 @@ def find_place(session: Session, instance: Instance, person: Person, terms: Term
     part = select(InstanceMember.role).where(InstanceMember.user_id == person.id, InstanceMember.ended_at.is_(None))
     is_staff = select(UserRole.user_id).filter_by(user_id=instance.owner_id, role=FacilityRole.STAFF).where(UserRole.held(terms.at))
     role = session.scalar(part.where(InstanceMember.instance_id == instance.id))
+    consent: Any = session.execute(CONSENT, {"instance_id": instance.id, "user_id": person.id}).first()
     chosen = select(InstanceExperiment.experiment_id).where(InstanceExperiment.instance_id == instance.id)
     return Place(
         id=instance.id,
@@ -160,14 +151,8 @@ def find_place(session: Session, instance: Instance, person: Person, terms: Term
         visits=tuple(_visits(session, VISITS.where(Experiment.id.in_(chosen)), person.id)),
         when_owner_leaves=instance.when_owner_leaves,
         members_enter_freely=instance.members_enter_freely,
-        consented={person.id: consent} if (consent := _consent(session, instance.id, person.id)) else {},
+        consented={person.id: Consent(*consent)} if consent else {},
     )
-
-
-def _consent(session: Session, instance_id: str, user_id: str) -> Consent | None:
-    """What the owner granted last, also when its time is over; not what was ended."""
-    row: Any = session.execute(CONSENT, {"instance_id": instance_id, "user_id": user_id}).first()
-    return Consent(*row) if row else None
 
 
 def find_subject(session: Session, instance: Instance, terms: Terms) -> Subject:
