@@ -63,7 +63,7 @@ def install(c: Config, file: Path) -> None:
     # long enough for a refusal to be the answer, short enough not to be waited for
     c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.3, **c.JupyterHub.get("tornado_settings", {})}
     c.JupyterHub.extra_user_scopes = sorted({*c.JupyterHub.get("extra_user_scopes", ()), *services.USER_SCOPES})
-    ours = [services.portal(hutch, file), services.steward(file), *services.relays(hutch, file)]
+    ours = [services.portal(hutch, file), services.service(services.STEWARD, file), *services.relays(hutch, file)]
     for one in ours:
         one["environment"] |= services.addresses(hutch, c.JupyterHub.subdomain_host, c.JupyterHub.get("base_url", "/"))
     c.JupyterHub.services = [*c.JupyterHub.get("services", ()), *ours]

@@ -31,14 +31,6 @@ _said: dict[frozenset[tuple[str, str]], tuple[float, int]] = {}
 def begin() -> None:
     # what is loaded by now stays: to look through it at each full collection would hold up every request for a tenth of a second
     gc.freeze()
-    _configure_log()
-    sys.excepthook = _end
-    # JupyterHub ends a service with SIGINT, which is ignored from the start in what a shell runs in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    end_with_parent(int(os.environ.get(HUB_VARIABLE) or os.getppid()))
-
-
-def _configure_log() -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -50,6 +42,10 @@ def _configure_log() -> None:
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
     )
+    sys.excepthook = _end
+    # JupyterHub ends a service with SIGINT, which is ignored from the start in what a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_with_parent(int(os.environ.get(HUB_VARIABLE) or os.getppid()))
 
 
 def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

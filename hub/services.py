@@ -30,21 +30,17 @@ PORTAL_VARIABLE, RELAYS_VARIABLE = "HUTCH_PORTAL", "HUTCH_DESKTOP_RELAYS"
 
 def portal(hutch: Hutch, config_file: Path) -> dict[str, Any]:
     """It has no scopes of its own and needs no role: it does a little with the token of the user who is signed in."""
-    return _service(PORTAL, config_file) | {
+    return service(PORTAL, config_file) | {
         "url": f"http://127.0.0.1:{hutch.portal_port}",
         "oauth_no_confirm": True,
         "oauth_client_allowed_scopes": ["read:users!user", "servers!user", "shares!user"],
     }
 
 
-def steward(config_file: Path) -> dict[str, Any]:
-    return _service(STEWARD, config_file)
-
-
 def relays(hutch: Hutch, config_file: Path) -> list[dict[str, Any]]:
     """They carry desktops; who may come in, they ask the records. Of JupyterHub they need where an instance is."""
     return [
-        _service(name, config_file, "desktop", str(number)) | {"url": f"http://127.0.0.1:{hutch.desktop_port + number}"}
+        service(name, config_file, "desktop", str(number)) | {"url": f"http://127.0.0.1:{hutch.desktop_port + number}"}
         for number, name in enumerate(_relay_names(hutch))
     ]
 
@@ -62,7 +58,7 @@ def _relay_names(hutch: Hutch) -> list[str]:
     return [f"desktop-{number}" for number in range(hutch.desktop_relays)]
 
 
-def _service(name: str, config_file: Path, module: str = "", *arguments: str) -> dict[str, Any]:
+def service(name: str, config_file: Path, module: str = "", *arguments: str) -> dict[str, Any]:
     """An entry for c.JupyterHub.services."""
     return {
         "name": name,

@@ -19,6 +19,8 @@ from .hub_api import Server
 # the line in an intent's detail after which it is the instance's own console; what stands above is for staff
 CONSOLE_HEADING = "--- console ---"
 SEES_DETAIL = frozenset({"admin", "it-support"})
+Queue = Mapping[int, Standing]
+NO_QUEUE: Queue = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +98,7 @@ class Card:
 
 
 def card(
-    row: Instance,
-    server: Server | None,
-    person: Person,
-    at: datetime,
-    launch: Launch | None = None,
-    queue: Mapping[int, Standing] = MappingProxyType({}),
+    row: Instance, server: Server | None, person: Person, at: datetime, launch: Launch | None = None, queue: Queue = NO_QUEUE
 ) -> Card:
     """launch: what was just heard of a launch; its failure may not have been written down yet."""
     intent = in_force(row.intents)
@@ -139,9 +136,7 @@ def unrecorded(name: str, server: Server | None, launch: Launch | None) -> Card:
     return Card(name, server.display_name if server else name, state, failure=failure, holds_data=False)
 
 
-def cards(
-    rows: Sequence[Instance], servers: Mapping[str, Server], person: Person, at: datetime, queue: Mapping[int, Standing]
-) -> list[Card]:
+def cards(rows: Sequence[Instance], servers: Mapping[str, Server], person: Person, at: datetime, queue: Queue) -> list[Card]:
     """Those that are not marked for deletion; what runs or changes comes first, then the newest."""
     order = {state: place for place, state in enumerate(LOOKS)}
     live = [card(row, servers.get(row.server_name), person, at, queue=queue) for row in rows if row.deleted_at is None]
