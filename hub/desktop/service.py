@@ -284,6 +284,7 @@ class Guest:
         self.desktop: Desktop | None = None
         self.line: DesktopSession | None = None
         self._known: Known | None = None
+        self._input_at: datetime | None = None  # as long as this row lasts
         self._counted: dict[str, int] = dict.fromkeys(ledger.COLUMNS, 0)
         self._seen: dict[str, Any] = {}
         self._as_of = relay.newest
@@ -375,7 +376,7 @@ class Guest:
 
     def on_input(self, kind: str) -> None:
         if self.desktop and self.line:
-            self.desktop.input_at = self.line.last_input_at = now()
+            self.desktop.input_at = self._input_at = now()
             if kind == "key":
                 self.desktop.room.typed(self.person.id, now())
 
@@ -459,11 +460,12 @@ class Guest:
         if self.line:
             for name in ledger.COLUMNS:
                 setattr(self.line, name, getattr(self.connection.counts, name) - self._counted[name])
+            self.line.last_input_at = self._input_at
 
     def _close_line(self, reason: str) -> None:
         self.count()
         if self.line:
-            self.line.ended_at, self.line.end_reason, self.line = now(), reason, None
+            self.line.ended_at, self.line.end_reason, self.line, self._input_at = now(), reason, None, None
             self._counted = {name: getattr(self.connection.counts, name) for name in ledger.COLUMNS}
 
 
