@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote
 
@@ -15,12 +14,8 @@ class NotRunning(HutchError):
     """There is no desktop to connect to; the text is for people."""
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
-    """An instance's agent: its address, and the fingerprint that the cloud's console showed."""
-
-    address: str
-    fingerprint: str
+# an instance's agent: its address, and the fingerprint that the cloud's console showed
+Where = tuple[str, str]
 
 
 async def where(hub: aiohttp.ClientSession, login: str, server_name: str) -> Where:
@@ -34,7 +29,7 @@ async def where(hub: aiohttp.ClientSession, login: str, server_name: str) -> Whe
     state = server.get("state") or {}
     if not server.get("ready") or not state.get("address") or not state.get("fingerprint"):
         raise NotRunning("The instance does not run.")
-    return Where(state["address"], state["fingerprint"])
+    return state["address"], state["fingerprint"]
 
 
 async def note_activity(hub: aiohttp.ClientSession, login: str, server_name: str, at: datetime) -> None:

@@ -242,8 +242,7 @@ class Relay:
         agent = desktop.where = desktop.where or await where(self.hub, desktop.owner_login, desktop.server_name)
         try:
             return await self.agents.open_desktop(
-                agent.address,
-                agent.fingerprint,
+                *agent,
                 protocol_factory,
                 user=guest.person.login,
                 control=Right.KEYBOARD in guest.right,
@@ -405,7 +404,7 @@ class Guest:
             return
         self.layout = layout
         try:
-            await self.relay.agents.set_layout(desktop.where.address, desktop.where.fingerprint, layout)
+            await self.relay.agents.set_layout(*desktop.where, layout)
         except AgentError as error:
             self.connection.tell({"do": "say", "text": str(error)})
 

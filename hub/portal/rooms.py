@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 
 from ..access import Action, Decision
-from ..database.tables import Instance
+from ..database.tables import Instance, SupportAccess
 from ..desktop import relay_of, support, tickets
 from ..desktop.relay import SUBPROTOCOL
 from ..instances import STOPPED_NOW, State, in_force, state_of
@@ -85,25 +85,17 @@ async def ask(desk: AtDesk, instance_id: str, reason: Field = "") -> Response:
     return desk.page("support_asked.html", instance=instance)
 
 
-@routes.post("/support/{request_id}/grant")
-async def grant(desk: AtDesk, request_id: int, right: Field = "", minutes: Field = "") -> Response:
+@routes.post("/support/{request_id}/{answer}")
+async def answer(
+    desk: AtDesk, request_id: int, answer: Literal["grant", "refuse", "end"], right: Field = "", minutes: Field = ""
+) -> Response:
+    """right, minutes: of what is granted."""
     count = int(minutes) if minutes.isdecimal() and len(minutes) < 6 else 0
-    return await _answer(desk, request_id, partial(support.grant, right=right, minutes=count))
+    grant = partial(support.grant, right=right, minutes=count)
+    works: dict[str, Callable[..., SupportAccess]] = {"grant": grant, "refuse": support.refuse, "end": support.end}
 
-
-@routes.post("/support/{request_id}/refuse")
-async def refuse(desk: AtDesk, request_id: int) -> Response:
-    return await _answer(desk, request_id, support.refuse)
-
-
-@routes.post("/support/{request_id}/end")
-async def end(desk: AtDesk, request_id: int) -> Response:
-    return await _answer(desk, request_id, support.end)
-
-
-async def _answer(desk: Desk, request_id: int, work: Callable[..., Any]) -> Response:
     def answered(session: Session) -> tuple[str, str]:
-        row = work(session, request_id=request_id, owner=desk.person, terms=desk.terms)
+        row = works[answer](session, request_id=request_id, owner=desk.person, terms=desk.terms)
         return row.instance_id, row.instance.server_name
 
     instance_id, name = await desk.run(answered)
