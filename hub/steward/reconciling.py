@@ -273,8 +273,10 @@ def note(session: Session, view: View, policy: Policy, *, dry_run: bool = False)
     if dry_run:
         session.rollback()
         return planned
+    # said each time that it begins, however soon again
+    since = {"since": view.at.isoformat()}
     for one in began:
-        log.warning("cloud differs", state=one.state, kind=one.kind, resource=one.resource_id, instance=one.instance_id)
+        log.warning("cloud differs", state=one.state, kind=one.kind, resource=one.resource_id, instance=one.instance_id, **since)
     for row in ended:
         log.info("cloud differs no longer", state=row.state, kind=row.kind, resource=row.resource_id, instance=row.instance_id)
     return planned

@@ -17,6 +17,7 @@ from made_servers import make_server
 from running_hub import free_port, until
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from structlog.testing import capture_logs
 from traitlets.config import Config
 
 from hub import instances
@@ -159,6 +160,17 @@ async def test_a_difference_is_written_down_for_as_long_as_it_lasts(ours):
     # its port is what is left
     assert await ours.found() == {(State.PORT_LEFT, orphan["port"])}
     assert [(row.kind, row.ended_at is None) for row in ours.rows()] == [("server", False), ("port", True)]
+
+
+async def test_a_difference_that_comes_back_is_no_repetition_in_the_log(ours):
+    await ours.server(ours.instance())
+    with capture_logs() as lines:
+        for served in ({}, {("vera", "films"): True}, {}):
+            ours.served.clear()
+            ours.served.update(served)
+            await ours.found()
+    first, second = [line for line in lines if line["event"] == "cloud differs"]
+    assert first["resource"] == second["resource"] and first != second
 
 
 async def test_a_dry_run_changes_nothing(ours):
