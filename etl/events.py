@@ -30,6 +30,7 @@ from etl.push import Sent, extract_of, faults
 from etl.source import Source
 from hub.configuration import ConfigurationError
 from hub.database.tables import Experiment, ExperimentMember, Identity, MemberOf
+from hub.service import well
 
 if TYPE_CHECKING:
     from etl.serve import Service
@@ -168,6 +169,7 @@ class Follower:
             await channel.set_qos(prefetch_count=1)
             queue = await self._queue(channel)
             log.info("following events", source=self._source.name, queue=queue.name)
+            well("events wait", source=self._source.name)
             async with queue.iterator() as messages:
                 async for message in messages:
                     kind = message.type or ""

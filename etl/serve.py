@@ -34,6 +34,7 @@ from hub import mail, service
 from hub.configuration import ConfigurationError, Hutch, config_path
 from hub.database.engine import DatabaseError, check_current, open_database
 from hub.database.tables import EtlRun, RunKind, now
+from hub.service import putting_off, well
 
 LOOK_SECONDS = 5.0
 FAREWELL_SECONDS = 10.0
@@ -70,14 +71,15 @@ class Service:
         """Mail those who run Hutch: once for the same trouble, and when it is over."""
         if trouble == self._told.get(what, ""):
             return
-        log.warning("not loaded" if trouble else "loaded again", what=what, reason=trouble)
+        if trouble:
+            log.warning("not loaded", what=what, reason=trouble)
+        else:
+            well("not loaded", what=what)
         subject = f"{what} was not loaded" if trouble else f"{what} is loaded again"
-        try:
+        with putting_off("mail was not sent"):
             if self.hutch.admin_mail:
                 await mail.send(self.hutch, self.hutch.admin_mail, f"Hutch: {subject}", trouble or "What was wrong is over.")
             self._told[what] = trouble
-        except (mail.MailError, OSError) as error:
-            log.warning("mail was not sent", reason=str(error))
 
     # --- what is due
 
@@ -85,13 +87,11 @@ class Service:
         at_work: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as runs:
             while True:
-                try:
+                with putting_off("cannot see what is due"):
                     for name in await asyncio.to_thread(lambda: list(self.due(now()))):
                         if name not in at_work or at_work[name].done():
                             self._began[name] = now()
                             at_work[name] = runs.create_task(self._run_apart(name))
-                except DatabaseError as error:
-                    log.warning("cannot see what is due", reason=str(error))
                 await asyncio.sleep(LOOK_SECONDS)
 
     def due(self, at: datetime) -> Iterator[str]:
@@ -111,6 +111,7 @@ class Service:
         for name in find(self.folder):
             try:
                 found[name] = open_source(self.folder, name)
+                well("not a source", source=name)
             except SourceError as error:
                 log.error("not a source", source=name, reason=str(error))
         return found

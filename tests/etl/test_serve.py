@@ -129,6 +129,9 @@ def test_trouble_is_mailed_once_and_so_is_its_end(service, source, mailbox):
     mails = mailbox.about("broken was not loaded")
     assert len(mails) == 1
     assert "users.csv missing" in mails[0]
+    (folder / "users.csv").rename(folder / "users.away")
+    until(lambda: len(mailbox.about("broken was not loaded")) == 2, "the second time is mailed too")
+    assert service.log.read_text().count('event="not loaded" what=broken') == 2
 
 
 def test_a_refused_run_is_mailed(service, source, mailbox):
