@@ -134,7 +134,7 @@ def replaced(office: UserOffice, told: Proposal, visit: Visit | None, comes: boo
         for one, role in (team | {told.proposer.id: MemberOf.PRINCIPAL_INVESTIGATOR}).items():
             rows.add("experiment_member", experiment_id=experiment.id, user_id=one, role=role)
     teams = Scope("experiment_id", frozenset(experiment.id for experiment in experiments))
-    return rows.extract(scopes={**dict.fromkeys(("affiliation", "user", "proposal")), "experiment_member": teams})
+    return rows.extract((), {**dict.fromkeys(("affiliation", "user", "proposal")), "experiment_member": teams})
 
 
 def removed(proposal_id: str, experiments: list[Held]) -> Extract:

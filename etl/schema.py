@@ -171,5 +171,7 @@ SHAPES: dict[str, Shape] = {
     }.items()
 }
 
+# without which a facility is none
+MANDATORY = ("user", "instrument", "proposal", "experiment", "experiment_member")
 # the stronger first: who comes with several parts in one experiment has the first of these
 STRENGTH = [MemberOf.PRINCIPAL_INVESTIGATOR.value, MemberOf.LOCAL_CONTACT.value, MemberOf.MEMBER.value]

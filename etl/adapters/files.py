@@ -20,9 +20,8 @@ from typing import Any
 import polars as pl
 
 from etl.frames import FAULT, LINE, PLACE, Extract, File, Settings, SourceError
-from etl.schema import SHAPES, Field, Parts
+from etl.schema import MANDATORY, SHAPES, Field, Parts
 
-MANDATORY = frozenset({"user", "instrument", "proposal", "experiment", "experiment_member"})
 SUFFIXES = ("csv", "json", "parquet")
 
 

@@ -18,6 +18,7 @@ from pydantic import PositiveFloat, PositiveInt, StringConstraints
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from etl.frames import PLACE, Extract, File, Scope, Settings, SourceError
+from etl.schema import MANDATORY
 
 ATTEMPTS = 3
 # a page of rows is some hundred kilobytes
@@ -133,7 +134,7 @@ class Rows:
             raise SourceError(f"{self.place}: experiment {key} came twice; two teams would become one")
         rows[key] = {column: None if value in (None, "") else str(value) for column, value in row.items()}
 
-    def extract(self, *needed: str, scopes: dict[str, Scope | None] | None = None) -> Extract:
+    def extract(self, needed: Sequence[str] = MANDATORY, scopes: dict[str, Scope | None] | None = None) -> Extract:
         """A table without rows is left out, and so stays as it is; needed: those without which a facility is none."""
         if missing := [table for table in needed if table not in self.tables]:
             raise SourceError(f"{self.place}: there is no {missing[0]} at all, as for an account without rights; check these")

@@ -91,7 +91,7 @@ class Icat(Catalogue):
             came = self.add_investigations(rows, map(_with_instrument, session.all("Investigation", INVESTIGATION)))
             if came < parts:
                 raise session.fault("", f"{came} InvestigationUsers came with their investigations, {parts} are there")
-        return rows.extract("user", "instrument", "proposal", "experiment", "experiment_member")
+        return rows.extract()
 
     def read_since(self, since: datetime) -> Extract:
         """All of each proposal of which an investigation or a part was changed or added; what was deleted, only `read` can see."""
@@ -106,7 +106,7 @@ class Icat(Catalogue):
                 some = f"e.name IN ({', '.join(quoted[first : first + NAMES_AT_ONCE])})"
                 self.add_investigations(rows, map(_with_instrument, session.all("Investigation", INVESTIGATION, some)))
         told = Scope("experiment_id", frozenset(str(row["id"]) for row in rows.tables.get("experiment", {}).values()))
-        return rows.extract(scopes={**dict.fromkeys(rows.tables), "experiment_member": told})
+        return rows.extract((), {**dict.fromkeys(rows.tables), "experiment_member": told})
 
     @contextmanager
     def _session(self) -> Iterator[_Session]:

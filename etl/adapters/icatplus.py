@@ -34,7 +34,7 @@ class IcatPlus(Catalogue):
             finally:
                 with suppress(SourceError):
                     sessions.session_session_id_delete(session)
-        return rows.extract("user", "instrument", "proposal", "experiment", "experiment_member")
+        return rows.extract()
 
     def _read(self, http: Http, client: ApiClient, session: str, rows: Rows) -> None:
         catalogue, people = CatalogueApi(client), UserManagementApi(client)

@@ -34,7 +34,7 @@ class SciCat(Web):
                 self._add_proposal(rows, proposal, instruments)
             # whether it knew us to the end
             http.ask(dict, "GET", "/users/my/self")["username"]
-        return rows.extract("user", "instrument", "proposal", "experiment", "experiment_member")
+        return rows.extract()
 
     def _proposals(self, http: Http) -> Iterator[Any]:
         def fetch(done: int, _: Any) -> tuple[int, list[Any]]:

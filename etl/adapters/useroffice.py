@@ -59,7 +59,7 @@ class UserOffice(Web):
                 proposal = proposals[experiment["proposal"]["proposalId"]]
                 if proposal["status"]["shortCode"] in self.proposal_statuses and experiment["status"] in self.experiment_statuses:
                     self._add_experiment(rows, experiment, proposal)
-        return rows.extract("user", "instrument", "proposal", "experiment", "experiment_member")
+        return rows.extract()
 
     def _all(self, http: Http, query: str, key: str) -> Iterator[Any]:
         def fetch(done: int, _: Any) -> tuple[int, list[Any]]:
