@@ -35,8 +35,8 @@ def check_start(devcloud_port: int) -> None:
             f"{config_path()} is not a demo's (its authenticator_class is a real one), so no example facility is loaded into it"
         )
     hutch = load()
-    check_ports({"portal": hutch.portal_port, "devcloud": devcloud_port, "hub's API": hub.get("hub_port", 8081)})
-    check_ports({f"desktops ({number})": hutch.desktop_port + number for number in range(hutch.desktop_relays)})
+    desktops = {f"desktops ({number})": hutch.desktop_port + number for number in range(hutch.desktop_relays)}
+    check_ports({"portal": hutch.portal_port, "devcloud": devcloud_port, "hub's API": hub.get("hub_port", 8081), **desktops})
     end_stale_proxy(Path(hutch.state_dir) / "proxy.pid")
     proxy_api = config["ConfigurableHTTPProxy"].get("api_url", "http://127.0.0.1:8001")
     check_ports({"hub": urlsplit(hub["bind_url"]).port or 80, "proxy's API": urlsplit(proxy_api).port or 8001})

@@ -13,16 +13,14 @@ import math
 import re
 import socket
 import ssl
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 
 from .desktop_tls import DesktopTls, connect
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 PORT = 8765
 FINGERPRINT_LINE = re.compile(r"HUTCH-AGENT fingerprint sha256:([0-9a-f]{64})(?![0-9a-f])")

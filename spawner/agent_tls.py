@@ -10,19 +10,17 @@ import fcntl
 import os
 import ssl
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from certipy import Certipy
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 HUB_NAME = "hutch-hub"
 AUTHORITY_NAME = "hutch-hub-authority"

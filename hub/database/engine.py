@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -18,15 +18,12 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, Executable, Insert, create_engine, event, insert, inspect, select, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session, make_transient_to_detached, sessionmaker
 
 from ..errors import HutchError
 from .tables import Base, Deployment
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import ExceptionContext
 
 T = TypeVar("T", bound=Base)
 BUSY_TIMEOUT_SECONDS = 10
