@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from running_hub import free_port
 
 from hub.configuration import Hutch
-from hub.portal.desktop import CLIPBOARD_BYTES
 from hub.portal.guard import HEADERS
 from hub.portal.rendering import STATIC, Pages
+from hub.portal.rooms import CLIPBOARD_BYTES
 from images.guest.desktop import MANNERS
 
 XVNC = ["Xtigervnc", "-geometry", "1024x640", "-SecurityTypes", "None", "-rfbport", "-1", "-nolisten", "tcp", *MANNERS.split()]

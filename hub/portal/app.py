@@ -24,7 +24,7 @@ from ..database.engine import open_database, sessions
 from ..desktop.support import SupportError
 from ..hub_session import hub_session
 from ..sharing import SharingRefused
-from . import desktop, launches, pages, rooms, sharing, staff, why
+from . import launches, pages, rooms, sharing, staff, why
 from .desk import UnknownPerson
 from .guard import Guard
 from .hub_api import ANSWER_SECONDS, HubRefusal, HubUnreachable, SignInNeeded
@@ -43,7 +43,7 @@ def create_app(hutch: Hutch) -> ASGIApp:
     app.state.identity = Identity(Path(hutch.state_dir) / "portal.key")
     app.state.pages = Pages(hutch, base)
     app.state.public_host = _origin(hub_address())
-    for module in (pages, launches, why, staff, desktop, rooms, sharing):
+    for module in (pages, launches, why, staff, rooms, sharing):
         app.include_router(module.routes, prefix=base.rstrip("/"))
     app.add_api_route(f"{base}oauth_callback", app.state.identity.come_back, response_model=None)
     app.add_api_route(f"{base}sign-out", lambda: app.state.identity.sign_out(hub_address()), response_model=None)

@@ -1,4 +1,4 @@
-"""The way in to a desktop: a ticket for who may come; for support, to ask the owner, and the owner's answer.
+"""The way in to a desktop: its page, and a ticket for who may come; for support, to ask the owner, and the owner's answer.
 
 Whether the owner is there, only the relay knows: a ticket is for who may come when they are.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sqlalchemy.orm import Session
 
 from ..access import Action, Decision
@@ -26,6 +26,30 @@ from .desk import AtDesk, Desk, Field, seen_instance
 from .pages import instance_path
 
 routes = APIRouter()
+# of text, below what the relay lets through in one message
+CLIPBOARD_BYTES = 512 * 1024
+
+
+@routes.get("/instances/{instance_id}/desktop")
+async def desktop(desk: AtDesk, instance_id: str) -> HTMLResponse:
+    def asked(session: Session) -> tuple[Instance, Decision]:
+        instance = seen_instance(session, desk, instance_id)
+        return instance, may_come(session, desk, instance)
+
+    instance, decision = await desk.run(asked)
+    mine, path = instance.owner_id == desk.person.id, instance_path(instance.server_name)
+    if not decision:
+        can_ask, start = decision.rule in support.CAN_ASK, mine and decision.rule == "stopped" and path
+        return desk.page("no_desktop.html", status=403, instance=instance, decision=decision, can_ask=can_ask, start=start)
+    return desk.page(
+        "desktop.html",
+        id=instance.id,
+        title=instance.display_name,
+        back=desk.pages.base + (path if mine else ""),
+        mine=mine,
+        thumbnails=mine and instance.thumbnails,
+        clipboard_limit=CLIPBOARD_BYTES,
+    )
 
 
 @routes.post("/instances/{instance_id}/desktop/ticket")
