@@ -33,6 +33,8 @@ from .database.tables import (
 
 # launches of all plans together that count for what one can expect: the history grows for ever, the form is asked for at each key
 LATELY = 2000
+# the actor of a stop that was only found
+CLOUD = "cloud"
 
 
 class State(StrEnum):
@@ -175,6 +177,14 @@ def in_force(intents: Sequence[Intent]) -> Intent | None:
         if intent.kind == IntentKind.LAUNCH or intent.outcome not in (Outcome.FAILED, Outcome.CANCELLED):
             return intent
     return None
+
+
+def call_off_found_stop(session: Session, instance_id: str) -> None:
+    """It was found off, which nobody had asked for, and it runs again."""
+    current = current_intent(session, instance_id)
+    if current and (current.kind, current.actor, current.outcome) == (IntentKind.STOP, CLOUD, Outcome.DONE):
+        current.outcome = Outcome.CANCELLED
+        record_event(session, instance_id, "stop-cancelled", intent_id=current.id, actor=CLOUD, message="the server runs again")
 
 
 def mark_deleted(session: Session, instance: Instance, actor: str, reason: str, grace: timedelta) -> None:

@@ -36,7 +36,6 @@ from .firewall import Firewall, Subject
 from .services import STEWARD
 
 T = TypeVar("T")
-CLOUD = "cloud"
 EXPECTED_FOR_SECONDS = 60.0
 # reasons of a LaunchError that are no rule's
 DATABASE, OVERTAKEN, QUEUED = "database", "overtaken", "queued"
@@ -448,10 +447,10 @@ class Launching(Spawner):
             return
         if why := why_held(server):
             latest.outcome, latest.message = Outcome.FAILED, why + self.whom_to_ask
-            instances.record_event(session, self._instance_id, "found-down", actor=CLOUD, message=why)
+            instances.record_event(session, self._instance_id, "found-down", actor=instances.CLOUD, message=why)
         else:
             found = f"the server was found {WORDS[server['status']]}"
-            intent = instances.intend(session, self._instance_id, IntentKind.STOP, CLOUD, found)
+            intent = instances.intend(session, self._instance_id, IntentKind.STOP, instances.CLOUD, found)
             instances.conclude(session, intent, Outcome.DONE)
 
     async def rename(self, old_name: str, new_name: str) -> None:

@@ -209,7 +209,8 @@ def on_record(session: Session, ids: Iterable[str | None], *, only: bool = False
     query = (
         select(
             *(Instance.id, User.login, Instance.server_name, Instance.place, Instance.first_ready_at),
-            *(Instance.deleted_at, Instance.purged_at, Intent.kind, Intent.outcome, Intent.asked_at, Intent.ended_at),
+            *(Instance.deleted_at, Instance.purged_at),
+            *(Intent.kind, Intent.actor, Intent.outcome, Intent.asked_at, Intent.ended_at),
         )
         .join(User, User.id == Instance.owner_id)
         .outerjoin(current, current.c.instance_id == Instance.id)
@@ -228,7 +229,8 @@ def _recorded(row: Any) -> Recorded:
     if row.kind == IntentKind.DELETE:
         meant, since = Meant.OFF, row.asked_at
     elif row.outcome == Outcome.DONE:
-        meant = Meant.RUN if row.kind == IntentKind.LAUNCH else Meant.OFF
+        # a stop that was only found is nobody's wish: what runs again is taken back, not switched off
+        meant = Meant.RUN if row.kind == IntentKind.LAUNCH or row.actor == instances.CLOUD else Meant.OFF
     return Recorded(
         *(row.id, row.login, row.server_name, row.place, meant, row.purged_at or since),
         came_up=row.first_ready_at is not None,
@@ -256,6 +258,8 @@ def note(session: Session, view: View, policy: Policy, *, dry_run: bool = False)
             row = CloudFinding(place=place, since=view.at, **facts)
             session.add(row)
             began.append(one)
+        if one.state is State.NOT_SERVED and one.instance_id:
+            instances.call_off_found_stop(session, one.instance_id)
         row.detail = one.detail
         noted.append((one, row))
     for row in rows.values():

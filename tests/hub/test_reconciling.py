@@ -37,6 +37,7 @@ from hub.database.tables import (
     now,
 )
 from hub.facility import Facility
+from hub.steward import tasks
 from hub.steward.__main__ import _show_metrics
 from hub.steward.differences import Rule, State
 from hub.steward.reconciling import ALLOW_FILE, QUARANTINE_TAG, Reconciler
@@ -365,6 +366,28 @@ async def test_what_the_hub_serves_is_compared_too(ours):
     ours.reconciler.served = None
     await ours.found()
     assert [row.ended_at for row in ours.rows()] == [None, None], "nobody asked the hub"
+
+
+@pytest.mark.parametrize(("actor", "found", "taken_back"), [(instances.CLOUD, State.NOT_SERVED, 1), ("vera", State.RUNNING, 0)])
+async def test_what_nobody_stopped_and_runs_again_is_taken_back_and_not_switched_off(ours, actor, found, taken_back):
+    ours.set(reconcile="quarantine", quarantine_after_hours=0)
+    instance = ours.instance()
+    server = await ours.server(instance)
+    ours.served.clear()
+
+    def stop(session: Session) -> None:
+        intent = instances.intend(session, instance, IntentKind.STOP, actor)
+        instances.conclude(session, intent, Outcome.DONE)
+        intent.ended_at = now() - LONG_AGO
+
+    ours.ask(stop)
+    assert await ours.found(dry_run=True) == {(found, server["id"])} and ours.ask(tasks.meant_to_run) == []
+    assert await ours.found() == {(found, server["id"])}
+    assert len(ours.ask(tasks.meant_to_run)) == taken_back
+    if taken_back:
+        assert ours.seen(server["id"])["status"] == "ACTIVE"
+    else:
+        until(lambda: ours.seen(server["id"])["status"] == "SHUTOFF", "it is switched off")
 
 
 async def test_the_number_of_calls_does_not_grow(ours):
