@@ -55,7 +55,7 @@ class StandIn:
         self.socket, self.display = socket, display
         self.control, self.layouts = True, []
         self.room: dict[str, Any] = {"you": "1", "people": [ME], "driver": "1", "asking": [], "locked": False, "owner_here": True}
-        self.room |= {"support": [], "may": ["release"]}
+        self.room |= {"support": [], "may": ["release"], "at": "2026-11-22T12:00:00+00:00"}
         self.pages = Pages(Hutch(), "/")
         self.loop: asyncio.AbstractEventLoop
         self.heard: list[dict[str, Any]] = []

@@ -371,7 +371,8 @@ class Guest:
     def see(self, room: dict[str, Any]) -> None:
         if room != self._seen:
             self._seen = room
-            self.connection.tell(room)
+            # the browser's clock may be another
+            self.connection.tell(room | {"at": now().isoformat()})
 
     def on_input(self, kind: str) -> None:
         if self.desktop and self.line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,12 @@ def is_open(page: Page) -> None:
 def size(display: str) -> str:
     words = subprocess.run(["xdpyinfo", "-display", display], capture_output=True, text=True, check=True).stdout
     return words.partition("dimensions:")[2].split()[0]
+
+
+def test_a_question_is_counted_down_by_the_clock_of_the_room(page: Page, desktop: StandIn) -> None:
+    asked = {"id": "1", "name": "Ann", "until": "2026-11-22T12:00:20+00:00"}
+    desktop.say({"do": "room", **desktop.room, "driver": None, "asking": [asked], "may": []})
+    expect(page.get_by_role("button", name="Asked, yours in")).to_have_text(re.compile(r"yours in (1\d|20) s"))
 
 
 def test_the_first_load_is_small(page: Page) -> None:

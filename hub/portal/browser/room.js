@@ -10,12 +10,13 @@ const element = (name, properties = {}, ...children) => {
   return made;
 };
 const button = (words, act, kind = "btn-outline-secondary") => element("button", { type: "button", className: `btn btn-sm ${kind}`, textContent: words, onclick: act });
-const secondsUntil = (iso) => Math.max(0, Math.ceil((Date.parse(iso) - Date.now()) / 1000));
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 
 export class Room {
   #send;
   #state = null;
+  // milliseconds by which this browser's clock is behind the room's
+  #behind = 0;
   #shown = {};
   #parts = Object.fromEntries(["people", "count", "drive", "driving", "typing", "asks"].map((id) => [id, document.getElementById(id)]));
 
@@ -30,8 +31,11 @@ export class Room {
 
   update(state) {
     this.#state = state;
+    this.#behind = Date.parse(state.at) - Date.now();
     this.#draw();
   }
+
+  #secondsUntil(iso) { return Math.max(0, Math.ceil((Date.parse(iso) - Date.now() - this.#behind) / 1000)); }
 
   #may(what) { return this.#state.may.includes(what); }
 
@@ -58,13 +62,13 @@ export class Room {
     this.#keep("asks", [...askers.map((one) => this.#asking(one)), ...waiting.map((one) => this.#wantsIn(one))], [askers, waiting, this.#state.may]);
     for (const { id, until } of askers) {
       const left = document.getElementById(`left-${id}`);
-      if (left) left.textContent = `${secondsUntil(until)} s`;
+      if (left) left.textContent = `${this.#secondsUntil(until)} s`;
     }
   }
 
   #drawButton(asked) {
     const { drive } = this.#parts;
-    const words = asked ? `Asked, yours in ${secondsUntil(asked.until)} s` : this.#may("take") ? "Take control" : this.#may("ask") ? "Ask for control" : this.#may("release") ? "Let go of control" : "";
+    const words = asked ? `Asked, yours in ${this.#secondsUntil(asked.until)} s` : this.#may("take") ? "Take control" : this.#may("ask") ? "Ask for control" : this.#may("release") ? "Let go of control" : "";
     drive.hidden = !words;
     drive.textContent = words;
     drive.setAttribute("aria-disabled", Boolean(asked && !this.#may("take")));

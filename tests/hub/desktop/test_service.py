@@ -88,6 +88,7 @@ def test_a_ticket_lets_in_whose_it_is(desktops, instance, owner):
     desktops.opened(instance, owner).until_shown(drives=True)
     page = desktops.page(*desktops.ticket(instance, viewer)).until_shown(drives=False)
     assert (page.room["you"], page.room["may"]) == (viewer.id, [])
+    assert datetime.fromisoformat(page.room["at"]) <= now()
 
 
 @pytest.mark.parametrize("origin", [None, "null", "http://localhost:1", "http://evil.example", "http://{user}.localhost:{port}"])
