@@ -6,7 +6,8 @@ Whoever is no longer on an experiment loses the running instance, or the part in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -145,6 +146,8 @@ class Following:
         self.guard = Guard(self.facility, ALLOW_FILE)
 
     async def follow_runs(self) -> None:
+        """Raises what the hub said to one of the questions, but only when the others have been asked too."""
+        self.refusals: list[aiohttp.ClientResponseError] = []
         terms = self.facility.hutch.terms(now())
         owners = await self.facility.ask(partial(owners_out, terms=terms))
         guests = await self._sharing(await self.facility.ask(partial(guests_out, terms=terms)))
@@ -152,19 +155,31 @@ class Following:
             for loss in owners:
                 await self._stop(loss)
             for loss in guests:
-                await self._revoke(loss)
+                with self._going_on():
+                    await self._revoke(loss)
+        for refusal in self.refusals:
+            raise refusal
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except aiohttp.ClientResponseError as refusal:
+            self.refusals.append(refusal)
 
     async def _sharing(self, former: Sequence[Loss]) -> list[Loss]:
         """Those with whom it is shared, by our records or in JupyterHub, which is asked once about each."""
         parts = await self.facility.ask(partial(with_a_part, instance_ids={loss.instance_id for loss in former}))
         self.without_share &= set(former)
+        shared = set[Loss]()
         for loss in set(former) - self.without_share:
-            async with self.hub.get(loss.share) as response:
-                if response.status == 404 and (loss.instance_id, loss.login) not in parts:
-                    self.without_share.add(loss)
-                elif response.status != 404:
-                    response.raise_for_status()
-        return [loss for loss in former if loss not in self.without_share]
+            with self._going_on():
+                async with self.hub.get(loss.share) as response:
+                    if response.status != 404:
+                        response.raise_for_status()
+                    there = response.status != 404 or (loss.instance_id, loss.login) in parts
+                (shared if there else self.without_share).add(loss)
+        return [loss for loss in former if loss in shared]
 
     async def _allowed(self, instance_ids: set[str]) -> bool:
         """Whether that is little enough to be done without asking; where it is not, an operator may allow it once."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from databases import database_url, upgrade
 from facility_hub import FacilityHub
 from running_hub import free_port, until
@@ -245,3 +247,28 @@ async def test_while_the_hub_does_not_answer_nothing_is_done_and_nothing_forgott
                 await following.follow_runs()
     assert facility.ask_here(lambda session: session.scalar(select(func.count()).select_from(Notice))) == 0
     assert [loss.login for loss in facility.ask_here(lambda session: owners_out(session, TERMS))] == ["ann"]
+
+
+@pytest.mark.parametrize("refused", ["GET", "DELETE"])
+async def test_what_the_hub_cannot_do_about_one_guest_keeps_no_other_in(tmp_path, refused):
+    url = database_url(tmp_path)
+    upgrade(open_database(url))
+    facility = Facility(Hutch(config=Config(Hutch={"database_url": url})))
+
+    def prepare(session: Session) -> None:
+        catalogue(session)
+        people(session)
+        off(session, "bob"), off(session, "eve")
+
+    async def answer(request: web.Request) -> web.Response:
+        wrong = (request.method, request.match_info["name"]) == (refused, "bob")
+        return web.json_response({}, status=500 if wrong else 200)
+
+    facility.ask_here(prepare)
+    app = web.Application()
+    app.router.add_route("*", "/users/{name}/shared/{of:.*}", answer)
+    async with TestServer(app) as hub, aiohttp.ClientSession(hub.make_url("/")) as session:
+        with pytest.raises(aiohttp.ClientResponseError):
+            await Following(facility, session).follow_runs()
+    ended = select(Notice.user_id).where(Notice.user_id != "ann")
+    assert facility.ask_here(lambda session: session.scalars(ended).all()) == ["eve"]
