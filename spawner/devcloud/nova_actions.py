@@ -1,6 +1,7 @@
 """Nova's server actions, the console log, and the history of actions."""
 
 import re
+import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -76,7 +77,9 @@ class NovaActions:
             if request["microversion"] >= (2, 45):
                 return web.json_response({"image_id": image_id}, status=202)
             return web.Response(status=202, headers={"Location": f"{request.url.origin()}/image/v2/images/{image_id}"})
-        return web.Response(status=202)
+        if name == "rescue":
+            return web.json_response({"adminPass": secrets.token_urlsafe(9)})
+        return web.Response(status=204 if name == "confirmResize" else 202)
 
     def _resize(self, server: Server, flavor_id: str) -> None:
         flavor = self._nova.flavor(flavor_id)

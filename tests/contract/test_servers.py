@@ -390,7 +390,7 @@ def test_what_operators_do_to_a_server_keeps_it_from_being_stopped_and_started(c
         ("rescue", None, "RESCUE", "unrescue"),
         ("resize", other, "VERIFY_RESIZE", "confirmResize"),
     ):
-        assert contract.act(server_id, there, argument).status_code in (200, 202), there
+        assert contract.act(server_id, there, argument).status_code == (200 if there == "rescue" else 202), there
         server = contract.until(server_id, status)
         assert server["addresses"] == address
         for action in ("os-stop", "os-start"):
@@ -399,6 +399,19 @@ def test_what_operators_do_to_a_server_keeps_it_from_being_stopped_and_started(c
             assert words.endswith(f"while it is in vm_state {server['OS-EXT-STS:vm_state']}")
         assert contract.act(server_id, back).status_code in (202, 204), back
         contract.until(server_id, "ACTIVE")
+
+
+@pytest.mark.parametrize(("before", "power"), [("ACTIVE", 1), ("SHUTOFF", 4)])
+def test_a_resized_server_is_up_as_it_was_before_also_until_that_is_confirmed(contract, before, power):
+    server_id = contract.create()
+    contract.until(server_id, "ACTIVE")
+    if before == "SHUTOFF":
+        contract.act(server_id, "os-stop")
+        contract.until(server_id, before)
+    assert contract.act(server_id, "resize", {"flavorRef": contract.flavor_id("m1.tiny")}).status_code == 202
+    assert contract.until(server_id, "VERIFY_RESIZE")["OS-EXT-STS:power_state"] == power
+    assert contract.act(server_id, "confirmResize").status_code == 204
+    assert contract.until(server_id, before)["OS-EXT-STS:power_state"] == power
 
 
 def test_a_locked_server_is_neither_stopped_started_nor_deleted_and_says_so(contract):
