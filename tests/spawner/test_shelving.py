@@ -1,10 +1,11 @@
-"""A site that has stopped servers shelved."""
+"""OpenStackSpawner alone, at a site that has stopped servers shelved."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from running_hub import RunningHub, until
 
 from spawner.devcloud.process import DevcloudProcess, running
@@ -23,34 +24,51 @@ c.OpenStackSpawner.fast_listing_seconds = 0.2
 c.OpenStackSpawner.slow_listing_seconds = 0.5
 c.OpenStackSpawner.stop_timeout_seconds = 30
 c.OpenStackSpawner.stop_by = "shelve"
+c.Spawner.poll_interval = 1
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0.1, "slow_stop_timeout": 30}}
 """
 
 
-def test_a_stop_shelves_where_the_site_wants_that_and_a_start_brings_the_same_server_back(tmp_path: Path) -> None:
-    with running(tmp_path / "devcloud", payload="stub") as devcloud:
-        hub = RunningHub(tmp_path / "hub", CONFIG.format(clouds_yaml=str(devcloud.clouds_yaml)))
-        try:
-            hub.start()
-            hub.add_user("ann")
-            shelve_and_start(hub, devcloud)
-        finally:
-            hub.stop()
+@pytest.fixture(scope="module")
+def devcloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevcloudProcess]:
+    with running(tmp_path_factory.mktemp("devcloud"), payload="stub") as devcloud:
+        yield devcloud
 
 
-def shelve_and_start(hub: RunningHub, devcloud: DevcloudProcess) -> None:
-    def start() -> dict[str, Any]:
-        hub.api("POST", "users/ann/servers/films", json={})
-        hub.until_ready("ann", "films")
-        (server,) = servers(devcloud)
-        return server
+@pytest.fixture(scope="module")
+def hub(devcloud: DevcloudProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    hub = RunningHub(tmp_path_factory.mktemp("hub"), CONFIG.format(clouds_yaml=str(devcloud.clouds_yaml)))
+    try:
+        hub.start()
+        hub.add_user("ann")
+        yield hub
+    finally:
+        hub.stop()
 
-    before = start()
+
+def started(hub: RunningHub, devcloud: DevcloudProcess) -> dict[str, Any]:
+    """The server, which is the only one."""
+    hub.api("POST", "users/ann/servers/films", json={})
+    hub.until_ready("ann", "films")
+    (server,) = until(lambda: [one for one in servers(devcloud) if one["status"] == "ACTIVE"], "it is up")
+    return server
+
+
+def test_a_stop_shelves_where_the_site_wants_that_and_a_start_brings_the_same_server_back(hub, devcloud):
+    before = started(hub, devcloud)
     hub.api("DELETE", "users/ann/servers/films")
     hub.until_idle("ann", "films")
     until(lambda: servers(devcloud)[0]["status"] == "SHELVED_OFFLOADED", "the server is shelved")
-    after = start()
+    after = started(hub, devcloud)
     assert (after["id"], after["addresses"]) == (before["id"], before["addresses"])
+
+
+def test_a_server_that_was_booted_anew_is_let_go_and_a_start_gives_it_a_notebook(hub, devcloud):
+    before = started(hub, devcloud)
+    with devcloud.connect() as cloud:
+        cloud.compute.reboot_server(before["id"], "HARD")
+    hub.until_idle("ann", "films")
+    assert started(hub, devcloud)["id"] == before["id"]
 
 
 def servers(devcloud: DevcloudProcess) -> list[dict[str, Any]]:
