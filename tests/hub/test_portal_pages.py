@@ -291,6 +291,19 @@ def test_stop_writes_the_intent_with_its_actor_before_the_hub_is_asked(running_h
         assert [(one.kind, one.actor, one.outcome) for one in intents] == [("launch", person, "done"), ("stop", person, "done")]
 
 
+def test_a_stop_that_the_cloud_has_not_carried_out_is_not_said_to_be_done_and_can_be_taken_back(running_hub, browser, person):
+    launch(browser, person)
+    until(lambda: browser.get("instances/my-films"), "Open JupyterLab")
+    browser.submit("instances/my-films/stop")
+    until(lambda: browser.get("instances/my-films"), "Its disk is kept")
+    with running_hub.session() as session:
+        session.get(Instance, running_hub.instance(person, "my-films").id).intents[-1].outcome = None
+    page = browser.get("instances/my-films")
+    assert "the cloud has not switched it off yet" in page.text and "It is stopped" not in page.text
+    browser.submit("instances/my-films/start")
+    until(lambda: browser.get("instances/my-films"), "Open JupyterLab")
+
+
 def test_delete_says_what_is_lost_and_can_be_taken_back(running_hub, browser, person):
     launch(browser, person)
     until(lambda: browser.get("instances/my-films"), "Open JupyterLab")
