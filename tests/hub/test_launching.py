@@ -427,10 +427,11 @@ def test_the_admin_panel_says_why_a_start_was_refused(hub, admin):
     hub.end_membership(visitor)
     with chromium() as browser:
         page = browser.new_page()
-        page.goto(f"http://localhost:{hub.port}/hub/admin?name_filter={visitor.login}")
+        page.goto(f"http://localhost:{hub.port}/hub/admin")
         if not (button := page.locator(f"button[value={admin.login}]")).is_visible():
             page.get_by_text("Everybody else").click()
         button.click()
+        page.get_by_placeholder("Search Users").fill(visitor.login)
         page.get_by_test_id(f"user-row-{visitor.login}-films").get_by_role("button", name="Start Server").click()
         expect(page.get_by_role("alert").first).to_contain_text("not a member of experiment")
 
