@@ -217,10 +217,12 @@ def test_a_lifetime_that_is_over_stops_and_marks_the_instance(hub):
 # --- what is taken back, and what is not
 
 
-def lose(hub: FacilityHub, visitor: Visitor) -> None:
+def lose(hub: FacilityHub, visitor: Visitor, *, and_the_team: bool = False) -> None:
     """The hub is made to believe that it stopped the instance, though nobody wants that: as when it had restarted meanwhile."""
     instance = hub.instance(visitor)
     hub.end(visitor, token=hub.token)
+    if and_the_team:
+        hub.end_membership(visitor)
 
     def forget(session: Any) -> None:
         stop = session.get_one(Instance, instance.id).intents[-1]
@@ -243,8 +245,7 @@ def test_an_instance_that_nobody_stopped_is_taken_back(hub):
 def test_an_instance_that_the_rules_refuse_meanwhile_is_not_taken_back_but_stopped(hub):
     visitor = hub.visitor()
     hub.launched(visitor)
-    hub.end_membership(visitor)
-    lose(hub, visitor)
+    lose(hub, visitor, and_the_team=True)
     stop = hub.until_intent(visitor, kind="stop", outcome="done")
     # by the rules of a launch, or because the steward saw it first
     assert stop.actor == "steward" and ("not a member" in stop.reason or "no longer on the team" in stop.reason)
