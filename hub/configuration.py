@@ -16,7 +16,7 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
 from .access import UNLIMITED, Quota, Terms
-from .errors import HutchError, near
+from .errors import HutchError, near, nearest
 from .firewall import Firewall
 
 # so that a process started by another one reads the same file
@@ -302,8 +302,7 @@ def unknown_settings(config: Config, *classes: type[Configurable]) -> Iterator[s
         for like in [] if section in known else get_close_matches(section, known, 1, SURELY_MISSPELT):
             yield f"there is no c.{section}; did you mean c.{like}?"
         for name in sorted(settings.keys() - known.get(section, settings.keys())):
-            close = get_close_matches(name, known[section], 1)
-            yield f"c.{section} has no setting {name!r}{f'; did you mean {close[0]}?' if close else ''}"
+            yield f"c.{section} has no setting {name!r}{nearest(name, known[section])}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,5 +13,10 @@ class HutchError(Exception):
 def near(word: str, known: Iterable[str]) -> str:
     """How a sentence about a name that there is not goes on."""
     names = list(known)
-    close = get_close_matches(word, names, 1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(names)}"
+    return nearest(word, names) or f"; known are {', '.join(names)}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The same where there are too many to name them all: empty if none is like it."""
+    close = get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""

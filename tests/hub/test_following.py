@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -229,17 +230,24 @@ def test_a_guest_who_is_off_the_team_loses_the_share_and_both_are_told(hub):
     assert hub.server(visitor.login, "films")["ready"] and hub.intent(visitor).kind == "launch"
 
 
-async def test_while_the_hub_does_not_answer_nothing_is_done_and_nothing_forgotten(tmp_path):
-    url = database_url(tmp_path)
+def off_the_team(folder: Path, *logins: str) -> Facility:
+    """A facility that these have left."""
+    url = database_url(folder)
     upgrade(open_database(url))
     facility = Facility(Hutch(config=Config(Hutch={"database_url": url})))
 
     def prepare(session: Session) -> None:
         catalogue(session)
         people(session)
-        off(session, "ann"), off(session, "bob")
+        for login in logins:
+            off(session, login)
 
     facility.ask_here(prepare)
+    return facility
+
+
+async def test_while_the_hub_does_not_answer_nothing_is_done_and_nothing_forgotten(tmp_path):
+    facility = off_the_team(tmp_path, "ann", "bob")
     async with aiohttp.ClientSession(f"http://127.0.0.1:{free_port()}/hub/api/") as nobody:
         following = Following(facility, nobody)
         for _ in range(2):
@@ -251,20 +259,12 @@ async def test_while_the_hub_does_not_answer_nothing_is_done_and_nothing_forgott
 
 @pytest.mark.parametrize("refused", ["GET", "DELETE"])
 async def test_what_the_hub_cannot_do_about_one_guest_keeps_no_other_in(tmp_path, refused):
-    url = database_url(tmp_path)
-    upgrade(open_database(url))
-    facility = Facility(Hutch(config=Config(Hutch={"database_url": url})))
-
-    def prepare(session: Session) -> None:
-        catalogue(session)
-        people(session)
-        off(session, "bob"), off(session, "eve")
+    facility = off_the_team(tmp_path, "bob", "eve")
 
     async def answer(request: web.Request) -> web.Response:
         wrong = (request.method, request.match_info["name"]) == (refused, "bob")
         return web.json_response({}, status=500 if wrong else 200)
 
-    facility.ask_here(prepare)
     app = web.Application()
     app.router.add_route("*", "/users/{name}/shared/{of:.*}", answer)
     async with TestServer(app) as hub, aiohttp.ClientSession(hub.make_url("/")) as session:

@@ -43,6 +43,13 @@ def launch(browser, person: str, plan: str = "quick", name: str = "My films", **
     return browser.submit("new", {"experiment": f"{person}-0", "plan": plan, "name": name, "suggested": "x"} | fields)
 
 
+def launch_and_stop(browser, person: str) -> None:
+    launch(browser, person)
+    until(lambda: browser.get("instances/my-films"), "Open JupyterLab")
+    browser.submit("instances/my-films/stop")
+    until(lambda: browser.get("instances/my-films"), "Its disk is kept")
+
+
 def until(page, words: str):
     """Ask for a page until it holds the words."""
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -282,20 +289,14 @@ def test_a_launch_can_be_cancelled_and_started_again(running_hub, browser, perso
 
 
 def test_stop_writes_the_intent_with_its_actor_before_the_hub_is_asked(running_hub, browser, person):
-    launch(browser, person)
-    until(lambda: browser.get("instances/my-films"), "Open JupyterLab")
-    browser.submit("instances/my-films/stop")
-    until(lambda: browser.get("instances/my-films"), "Its disk is kept")
+    launch_and_stop(browser, person)
     with running_hub.session() as session:
         intents = session.get(Instance, running_hub.instance(person, "my-films").id).intents
         assert [(one.kind, one.actor, one.outcome) for one in intents] == [("launch", person, "done"), ("stop", person, "done")]
 
 
 def test_a_stop_that_the_cloud_has_not_carried_out_is_not_said_to_be_done_and_can_be_taken_back(running_hub, browser, person):
-    launch(browser, person)
-    until(lambda: browser.get("instances/my-films"), "Open JupyterLab")
-    browser.submit("instances/my-films/stop")
-    until(lambda: browser.get("instances/my-films"), "Its disk is kept")
+    launch_and_stop(browser, person)
     with running_hub.session() as session:
         session.get(Instance, running_hub.instance(person, "my-films").id).intents[-1].outcome = None
     page = browser.get("instances/my-films")

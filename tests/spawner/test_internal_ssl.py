@@ -15,25 +15,16 @@ import requests
 from cryptography import x509
 from facility_hub import facility
 from jupyterhub.utils import make_ssl_context
+from plain_hub import plain_hub
 from running_hub import RunningHub, until
 
 from hub.database.tables import Instance, now
 from images.guest import notebook
 from spawner.devcloud.process import DevcloudProcess, running
 
-CONFIG = """
-c.JupyterHub.authenticator_class = "dummy"
-c.Authenticator.allow_all = True
-c.JupyterHub.allow_named_servers = True
-c.JupyterHub.cleanup_servers = False
+SETTINGS = """
 c.JupyterHub.internal_ssl = True
 c.ConfigurableHTTPProxy.api_url = c.ConfigurableHTTPProxy.api_url.replace("http:", "https:")
-c.JupyterHub.spawner_class = "spawner.openstack.OpenStackSpawner"
-c.OpenStackSpawner.cloud_name = "devcloud"
-c.OpenStackSpawner.clouds_yaml = {clouds_yaml!r}
-c.OpenStackSpawner.image = "hutch-notebook"
-c.OpenStackSpawner.flavor = "m1.small"
-c.OpenStackSpawner.fast_listing_seconds = 0.2
 """
 
 
@@ -45,13 +36,8 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevcloudProcess]
 
 @pytest.fixture(scope="module")
 def hub(cloud: DevcloudProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
-    hub = RunningHub(tmp_path_factory.mktemp("hub"), CONFIG.format(clouds_yaml=str(cloud.clouds_yaml)))
-    try:
-        hub.start()
-        hub.add_user("ann")
+    with plain_hub(tmp_path_factory.mktemp("hub"), cloud, SETTINGS) as hub:
         yield hub
-    finally:
-        hub.stop()
 
 
 def start(hub: RunningHub, *names: str) -> None:

@@ -6,26 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from plain_hub import plain_hub
 from running_hub import RunningHub, until
 
 from spawner.devcloud.process import DevcloudProcess, running
 
-CONFIG = """
-c.JupyterHub.authenticator_class = "dummy"
-c.Authenticator.allow_all = True
-c.JupyterHub.allow_named_servers = True
-c.JupyterHub.cleanup_servers = False
-c.JupyterHub.spawner_class = "spawner.openstack.OpenStackSpawner"
-c.OpenStackSpawner.cloud_name = "devcloud"
-c.OpenStackSpawner.clouds_yaml = {clouds_yaml!r}
-c.OpenStackSpawner.image = "hutch-notebook"
-c.OpenStackSpawner.flavor = "m1.small"
-c.OpenStackSpawner.fast_listing_seconds = 0.2
+SETTINGS = """
 c.OpenStackSpawner.slow_listing_seconds = 0.5
 c.OpenStackSpawner.stop_timeout_seconds = 30
 c.OpenStackSpawner.stop_by = "shelve"
 c.Spawner.poll_interval = 1
-c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0.1, "slow_stop_timeout": 30}}
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.1, "slow_stop_timeout": 30}
 """
 
 
@@ -37,13 +28,8 @@ def devcloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevcloudProce
 
 @pytest.fixture(scope="module")
 def hub(devcloud: DevcloudProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
-    hub = RunningHub(tmp_path_factory.mktemp("hub"), CONFIG.format(clouds_yaml=str(devcloud.clouds_yaml)))
-    try:
-        hub.start()
-        hub.add_user("ann")
+    with plain_hub(tmp_path_factory.mktemp("hub"), devcloud, SETTINGS) as hub:
         yield hub
-    finally:
-        hub.stop()
 
 
 def started(hub: RunningHub, devcloud: DevcloudProcess) -> dict[str, Any]:

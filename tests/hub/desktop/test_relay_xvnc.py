@@ -30,7 +30,7 @@ from images.guest import rfb
 X_SERVER = "Xtigervnc"
 pytestmark = [
     pytest.mark.any_database,
-    pytest.mark.skipif(not shutil.which(X_SERVER), reason=f"{X_SERVER} is not installed"),
+    pytest.mark.skipif(not shutil.which(X_SERVER), reason=f"{X_SERVER} is missing: tools/setup installs it, as root"),
 ]
 FULL, VIEW_ONLY = b"fullfull", b"viewonly"
 SECRET = b"a secret on the desktop"
